@@ -95,18 +95,26 @@ class CacheWriter:
         return (self.path / layout.COMPLETE_FILE).exists() and not self.pending_blocks()
 
     def write_block(
-        self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None = None
+        self,
+        block: int,
+        logits_NC: npt.NDArray[np.float32],
+        labels_N: npt.NDArray[np.integer] | None = None,
+        *,
+        origin: Mapping[str, JsonValue] | None = None,
     ) -> BlockRecord:
         """Store float32 logits [rows, classes] of one whole block, with their statistics, durably.
 
         Rows are those of spec.block_range(block); ``labels_N`` are their classes, which a sparse cache
-        needs and others ignore. If the block is committed already, its record is returned and nothing
-        is written. Waits while another process writes the same block.
+        needs and others ignore; ``origin`` is recorded as ``add_provenance`` does. If the block is committed
+        already, its record is returned and nothing of it is written. Waits while another process writes it.
         Raises InvalidArgument (block number, shape, dtype, labels), NotStorable (NaN, infinite, beyond
         float16), DiskFull (nothing of this block stays), CacheNotFound (deleted meanwhile).
         """
         view, start, stop = self.spec.block_range(block)
         self._check_logits(logits_NC, view, start, stop)
+        if origin is not None:
+            # Before the block, so that a crash in between leaves no block whose origin is not known.
+            self.add_provenance(origin)
         with write_lock(self.path, block):
             record = self._committed(block)
             if record is not None:

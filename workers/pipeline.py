@@ -35,7 +35,7 @@ from workers.text_files import read_text
 from workers.texts import printable
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
-from workers.training.tasks import share_out, task_of_run
+from workers.training.share_out import share_out
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -92,7 +92,7 @@ def run_job(
         while waiting:
             [group] = share_out(waiting, 1, job.largest_group, batches_of=job.batches_of)
             tasks = [
-                task_of_run(job, plan, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
+                plan.task_of_run(job, run, folders, out_dir / f"run-{run.index}", threads=threads) for run in group
             ]
             ended = dict(train_group([RunHandle(task, emit, should_stop) for task in tasks]))
             for place, run in enumerate(group):

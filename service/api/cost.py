@@ -21,7 +21,7 @@ from service.estimates.workload import Rows, Slots, rows_of, training_s, workloa
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
 from workers.data.kinds.base import Source
-from workers.teacher.cache_specs import KnownTeacher
+from workers.teacher.cache_plan import KnownTeacher
 from workers.teacher.forwards import forwards_of_live_teacher
 
 _NO_SLOTS = "no engine has led here yet, so it is not known how many runs fit at once"

@@ -21,26 +21,63 @@ from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 
 
-def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord, Source]:
-    """Check a request; return its plan with the dataset in place, its teacher, and the dataset as it was found.
+def check_request(request: JobRequest, context: Context) -> None:
+    """Check what needs neither teacher nor dataset.
 
     Raises:
-        InvalidRequest: there is no such teacher, more runs or epochs than the settings allow, or a webhook to a host
-            that they do not.
+        InvalidRequest: more runs than the settings allow, or a webhook to a host that they do not.
+    """
+    runs = len(request.students) * len(request.methods) * len(request.seeds)
+    if runs > context.settings.job_runs_max:
+        raise InvalidRequest(
+            f"the job has {runs} runs, at most {context.settings.job_runs_max} are allowed: split it", "#"
+        )
+    if request.webhook is None:
+        return
+    try:
+        context.webhook_hosts.check_url(str(request.webhook.url))
+    except WebhookRefused as error:
+        raise InvalidRequest(str(error), "#/webhook/url") from error
+
+
+def find_teacher(id: str, context: Context) -> TeacherRecord:
+    """The teacher of that id, whose file is there.
+
+    Raises:
+        InvalidRequest: there is no such teacher.
         InvalidTeacher: its file is gone.
-        UnknownName: there is no dataset of that name.
+    """
+    try:
+        teacher = context.queries.get(TeacherRecord, id)
+    except LookupError as error:
+        raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
+    if not context.settings.teacher_path(teacher.sha256).is_file():
+        raise InvalidTeacher(f"the file of teacher {id} is gone: upload it again")
+    return teacher
+
+
+def find_dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
+    """The dataset that a request states or names. Raises UnknownName."""
+    if not isinstance(request.dataset, str):
+        return request.dataset
+    found = queries.find_dataset(request.dataset)
+    if found is None:
+        raise UnknownName("dataset", request.dataset, queries.dataset_names())
+    return DATASET.validate_python(found.spec)
+
+
+def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Source:
+    """Check a filled plan against its dataset and teacher; return the dataset as it was found.
+
+    Raises:
+        InvalidRequest: more epochs than the settings allow.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and dataset have different numbers of classes.
-        InvalidJob: what is stated and what a recipe fills in do not go together, a student cannot be trained on
-            pictures of that size or on batches of one, the cache's encoding saves nothing, or the dataset lacks a split
-            that the job needs.
+        InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
+            saves nothing, or the dataset lacks a split that the job needs.
     """
-    _check_runs(request, context.settings)
-    _check_webhook(request, context)
-    teacher = _teacher(request.teacher, context)
-    plan = request.filled(_dataset(request, context.queries))
-    _check_epochs(plan, context.settings)
-    source = examine(plan.dataset, context.settings.data_root)
+    _check_epochs(plan, settings)
+    source = examine(plan.dataset, settings.data_root)
     plan.splits(source.splits)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
@@ -51,7 +88,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     if size is not None:
         for student in plan.students:
             check_image_side(student.name, min(size))
-    return plan, teacher, source
+    return source
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:
@@ -59,21 +96,6 @@ def classes_of(teacher: TeacherRecord) -> int | None:
     shape = next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output)
     last = shape[-1] if shape else None
     return last if isinstance(last, int) else None
-
-
-def _check_runs(request: JobRequest, settings: Settings) -> None:
-    runs = len(request.students) * len(request.methods) * len(request.seeds)
-    if runs > settings.job_runs_max:
-        raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
-
-
-def _check_webhook(request: JobRequest, context: Context) -> None:
-    if request.webhook is None:
-        return
-    try:
-        context.webhook_hosts.check_url(str(request.webhook.url))
-    except WebhookRefused as error:
-        raise InvalidRequest(str(error), "#/webhook/url") from error
 
 
 def _check_epochs(plan: Plan, settings: Settings) -> None:
@@ -85,25 +107,6 @@ def _check_epochs(plan: Plan, settings: Settings) -> None:
             f"a run would train for {epochs} epochs, at most {settings.job_epochs_max} are allowed here",
             "#/training/epochs",
         )
-
-
-def _teacher(id: str, context: Context) -> TeacherRecord:
-    try:
-        teacher = context.queries.get(TeacherRecord, id)
-    except LookupError as error:
-        raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
-    if not context.settings.teacher_path(teacher.sha256).is_file():
-        raise InvalidTeacher(f"the file of teacher {id} is gone: upload it again")
-    return teacher
-
-
-def _dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
-    if not isinstance(request.dataset, str):
-        return request.dataset
-    found = queries.find_dataset(request.dataset)
-    if found is None:
-        raise UnknownName("dataset", request.dataset, queries.dataset_names())
-    return DATASET.validate_python(found.spec)
 
 
 def _check_classes(teacher: TeacherRecord, source: Source) -> None:

@@ -226,7 +226,7 @@ def evaluation_run(teacher: TeacherRecord) -> Json:
 
 def _new_runs(plan: Plan, job_id: str, teacher: TeacherRecord) -> list[RunRecord]:
     if plan.evaluate:
-        # One run, so that it is paused, resumed, retried and reported as all others are; see RunStage.
+        # One run, so that it is paused, resumed, retried and reported as all others are; see ``run_start``.
         columns = {**evaluation_run(teacher), "method_spec": {}, "epochs": 1}
         return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **columns)]
     return [

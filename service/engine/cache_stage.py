@@ -71,7 +71,11 @@ class CacheStage:
         if outcome is None:
             return
         if outcome.value is not None:
-            self._take_caches(job, outcome.value)
+            job.cache_plan = CachePlan.model_validate(outcome.value["plan"])
+            columns = job.progress.columns_at_end(job.cache_plan, outcome.value)
+            self._queries.update_job(job.id, attempt=job.attempt, **columns)
+            job.backoffs.pop(CACHES, None)
+            self._disk.has_got_on(job.id)
         # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
         self._context.leases.take(job.id, job.progress.caches.values())
         work.task.close()
@@ -92,27 +96,6 @@ class CacheStage:
             self._endings.fail(job.id, job.attempt, error_of_work(job, CACHES, outcome))
         elif outcome.kind == "vanished" and work.requested is None:
             self._count_loss(job, outcome)
-
-    def _take_caches(self, job: ActiveJob, value: Json) -> None:
-        """Begin the training stage: the caches are complete."""
-        job.cache_plan = CachePlan.model_validate(value["plan"])
-        accuracy = job.cache_plan.accuracy
-        assert accuracy is not None
-        self._queries.update_job(
-            job.id,
-            attempt=job.attempt,
-            stage="training",
-            teacher_forwards=job.progress.forwards(value["teacher_forwards_needed"]),
-            teacher_accuracy=accuracy.test,
-            teacher_views_accuracy=accuracy.views,
-            # An actor of an earlier version, whose outcome this engine has found, knows accuracies alone.
-            teacher_metrics=value.get(
-                "teacher_metrics", {split: {"top1": top1} for split, top1 in accuracy.measured.items()}
-            ),
-            backoff=None,
-        )
-        job.backoffs.pop(CACHES, None)
-        self._disk.has_got_on(job.id)
 
     def _set_aside(self, job: ActiveJob, reason: Json) -> None:
         """Set aside what waits for caches that cannot be built because of the disk, with the job."""

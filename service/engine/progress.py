@@ -7,6 +7,7 @@ from typing import Any
 
 from service.db.models import Json
 from workers.cluster.outcomes import Numbered
+from workers.teacher.cache_plan import CachePlan
 from workers.teacher.forwards import carry_over, count_forwards, forwards_avoided
 
 
@@ -60,6 +61,26 @@ class CacheProgress:
                         names = ("rows_done", "rows_total", "rows_per_s", "eta_s")
                         columns["inference"] = {name: event[name] for name in names}
         return {**columns, "teacher_forwards": self.forwards()}
+
+    def columns_at_end(self, plan: CachePlan, value: Json) -> Mapping[str, Any]:
+        """Columns of the job when its caches are complete, and its training stage begins.
+
+        Args:
+            plan: of the caches, with the teacher's accuracy.
+            value: of the outcome, see ``Cluster.build_caches``.
+        """
+        accuracy = plan.accuracy
+        assert accuracy is not None
+        # An actor of an earlier version, whose outcome this engine has found, knows accuracies alone.
+        known = {split: {"top1": top1} for split, top1 in accuracy.measured.items()}
+        return {
+            "stage": "training",
+            "teacher_forwards": self.forwards(value["teacher_forwards_needed"]),
+            "teacher_accuracy": accuracy.test,
+            "teacher_views_accuracy": accuracy.views,
+            "teacher_metrics": value.get("teacher_metrics", known),
+            "backoff": None,
+        }
 
 
 def run_progress(events: Sequence[Numbered]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Training stage of a job: its runs are started, what their processes emit is stored, and their ends are judged.
+"""Training stage of a job: what the processes of its runs emit is stored, and their ends are judged.
+
+``run_start`` starts them.
 
 How a piece of work ends decides what comes next: what raised has *failed* and is not tried again (but if the disk is
 full, read-only or fails it is *set aside*, see ``engine.disk``, and nothing new is begun); what vanished is *lost* and
@@ -13,30 +15,22 @@ the GPU need not wait for them. That process is part of the same attempt; where 
 run trained.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import structlog
 
-from service.db.backoff import read_backoff
-from service.db.models import Json, RunRecord
+from service.db.models import Json
 from service.db.states import State
-from service.engine.active_jobs import GONE, LOST_ATTEMPTS_MAX, PUT_DOWN, ActiveJob, Work, share_of
+from service.engine.active_jobs import GONE, LOST_ATTEMPTS_MAX, PUT_DOWN, ActiveJob, Work
 from service.engine.adoption import find_export
 from service.engine.attempt_files import list_artifacts
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
-from service.engine.evaluation import evaluation_result
 from service.engine.failures import can_have_more_memory, error_of_work, is_worth_another_device
 from service.engine.progress import run_progress
-from service.errors import LeaseLost
-from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome
 from workers.cluster.ray_cluster import export_name
 from workers.config.task import TrainingTask
 from workers.disk_errors import disk_error
 from workers.texts import without_folders
-from workers.training.tasks import share_out, task_of_run
 
 log = structlog.get_logger("retort.engine")
 
@@ -47,7 +41,7 @@ def is_trained(outcome: TaskOutcome) -> bool:
 
 
 class RunStage:
-    """Trains the runs of jobs.
+    """Follows the runs of jobs from their start to their end.
 
     Args:
         context: of the engine.
@@ -57,90 +51,6 @@ class RunStage:
     def __init__(self, context: EngineContext, endings: Endings) -> None:
         self._context, self._endings = context, endings
         self._queries, self._disk = context.queries, context.disk
-
-    # ------------------------------------------------------------------------------------------------- its beginning
-
-    def begin(self, job: ActiveJob, run_ids: Sequence[str], processes: int) -> None:
-        """Start these waiting runs of a job, or some of them, in so many processes."""
-        if job.spec.evaluate:
-            self._end_evaluation(job, run_ids)
-            return
-        by_index = {run.index: run for run in self._queries.runs(job.id) if run.id in run_ids}
-        specs = job.spec.runs()
-        alone = {run.index for run in by_index.values() if run.id in job.alone}
-        waiting = [specs[index] for index in by_index]
-        for group in share_out(waiting, processes, job.spec.largest_group, alone, batches_of=job.spec.batches_of):
-            self._begin_group(job, [by_index[spec.index] for spec in group])
-
-    def _end_evaluation(self, job: ActiveJob, run_ids: Sequence[str]) -> None:
-        """End the run of an evaluation: what it asks for was measured when the caches were complete."""
-        for run in self._queries.start_attempts(run_ids):
-            record = self._queries.job(job.id)
-            result = evaluation_result(record)
-            event = {"type": "epoch", "epoch": 1, "epochs": 1, "metrics": result["last"]}
-            progress = run_progress([(1, event)])
-            self._queries.record_events(job.id, run.id, run.attempt, [(1, event)], progress=progress)
-            self._queries.record_result(run.id, run.attempt, [], result)
-            log.info("run ended", kind="done", job_id=job.id, run_id=run.id)
-
-    def _begin_group(self, job: ActiveJob, runs: Sequence[RunRecord]) -> None:
-        """Start runs that share their batches, or a single one, in one process."""
-        context, training = self._context, job.spec.training
-        able = [run for run in runs if not self._has_had_enough(run)]
-        need = context.capacity.need_of(training, whole=not job.whole.isdisjoint(run.id for run in able))
-        if job.cache_plan is None:
-            return
-        begun = self._queries.start_attempts([run.id for run in able], share_of(need))
-        if not begun:
-            return
-        specs = job.spec.runs()
-        training_tasks = [
-            task_of_run(
-                job.spec,
-                job.cache_plan,
-                specs[run.index],
-                context.folders,
-                folder=context.run_folder(run) / f"a{run.attempt}",
-                threads=max(1, int(context.capacity.run_cpus)),
-                earlier=tuple(self._earlier(run)),
-                told_epoch=run.epoch,
-                gpu_share=need.gpu_share,
-                checkpoint_s=context.settings.checkpoint_s,
-                stage=context.capacity.stage_of(training, need.gpu_share),
-            )
-            for run in begun
-        ]
-        tasks = context.cluster.train(begun[0].actor or "", training_tasks, need.cpus, need.gpu_share)
-        try:
-            context.check_lease()
-        except LeaseLost:
-            # An engine that was stopped in the last few lines: its successor has looked for them, and found none.
-            for task in tasks:
-                task.close()
-            raise
-        for run, task in zip(begun, tasks, strict=True):
-            job.runs[run.id] = Work(task, run.attempt, is_trained=run.epoch >= run.epochs)
-            details = {"attempt": run.attempt, "name": run.name, "group": len(begun)}
-            log.info("run started", job_id=job.id, run_id=run.id, **details)
-
-    def _has_had_enough(self, run: RunRecord) -> bool:
-        """Whether the run may not start again; then it has failed."""
-        if run.lost_attempts < LOST_ATTEMPTS_EVER_MAX:
-            return False
-        backoff = read_backoff(run.backoff)
-        last = "" if backoff is None else f", last: {backoff.last}"
-        error = {"type": "TooManyLosses", "message": f"the run's process has vanished {run.lost_attempts} times{last}"}
-        self._queries.move_run(run.id, run.attempt, State.FAILED, error=error)
-        return True
-
-    def _earlier(self, run: RunRecord) -> list[Path]:
-        """The folders of earlier attempts, and of those of the run that this one tries again."""
-        folder = self._context.run_folder
-        folders = [folder(run) / f"a{number}" for number in range(1, run.attempt)]
-        while run.retry_of is not None:
-            run = self._queries.run(run.retry_of)
-            folders += [folder(run) / f"a{number}" for number in range(1, run.attempt + 1)]
-        return folders
 
     # -------------------------------------------------------------------------------------------- its way, and its end
 

@@ -7,9 +7,9 @@ nothing, the others start again from their checkpoints, and committed blocks are
 lease in the database; a second one waits for it. (That inference had too little memory on a share of a GPU it forgets:
 that is found out once more.)
 
-This file is the loop and the life of a job. ``cache_stage`` builds a job's caches, ``run_stage`` trains its runs,
-``fair_share`` chooses which runs start, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs, ``eta``
-says when they are expected to end.
+This file is the loop and the life of a job. ``cache_stage`` builds a job's caches, ``run_start`` chooses and starts
+runs, ``run_stage`` follows them to their ends, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs,
+``eta`` says when they are expected to end.
 
 A run is started only where it fits at once by the books (``allocation``) of what each process holds, so what is said to
 be running has its share of the machine, and what waits for one is said to wait.
@@ -32,9 +32,9 @@ from service.engine.capacity import slots_of
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
 from service.engine.eta import EtaKeeper
-from service.engine.fair_share import free_slots
 from service.engine.progress import CacheProgress
 from service.engine.run_stage import RunStage
+from service.engine.run_start import start_runs
 from service.gpus import GpuWatch
 from service.operations.readiness import EngineParts
 from service.settings import Settings
@@ -137,8 +137,7 @@ class Scheduler:
                 break
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
-        for job, run_ids, processes in free_slots(self._context):
-            self._run_stage.begin(job, run_ids, processes)
+        start_runs(self._context)
         self._endings.release_caches()
         self._etas.look(slots_of(self._context.capacity))
 

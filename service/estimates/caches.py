@@ -20,7 +20,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.kinds.base import Source
 from workers.errors import InvalidDataset
 from workers.events import Split
-from workers.teacher.cache_specs import KnownTeacher, cache_specs
+from workers.teacher.cache_plan import KnownTeacher, cache_specs
 
 # In the place of a fingerprint that is not known; a cache's size does not depend on it.
 _UNKNOWN = "0" * 64

@@ -1,7 +1,7 @@
 """Schedule: who gets which slot when, played through with the engine's rules, and so when each run and job ends. Pure.
 
-As ``engine.fair_share`` shares slots: the highest priority first, then the API key with the fewest runs at work, its
-job with the fewest, the oldest; and as ``workers.training.tasks.share_out`` puts runs into processes. Times are seconds
+As ``engine.run_start`` shares slots: the highest priority first, then the API key with the fewest runs at work, its
+job with the fewest, the oldest; and as ``workers.training.share_out`` puts runs into processes. Times are seconds
 from now.
 """
 
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workers.training.tasks import share_out
+from workers.training.share_out import share_out
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from service.estimates.measured import Measured, pictures_of_plan
 from service.estimates.rates import ProcessRate, Rate, Wanted, epoch_rate, process_rate
 from service.estimates.schedule import Load, WaitingRun, expected_ends
 from workers.config.job import Plan, RunSpec
-from workers.training.tasks import share_out
+from workers.training.share_out import share_out
 
 
 class Slots(BaseModel):

@@ -48,7 +48,6 @@ FORMER = frozenset(
         "draw",
         "event_row",
         "split_divergence",
-        "task_of_run",
     }
 )
 

@@ -25,7 +25,6 @@ from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.plan_caches import plan_caches, prepare_data
 from workers.teacher.teacher import Teacher
-from workers.training.tasks import task_of_run
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
 VIEWS = Views(augmentation=CropFlip(pad=1, flip=False), count=2)
@@ -70,7 +69,7 @@ class Digits:
         earlier: tuple[Path, ...] = (),
     ) -> TrainingTask:
         job = self.job(method, training=training)
-        return task_of_run(job, self.plan, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
+        return self.plan.task_of_run(job, job.runs()[0], self.folders, folder, threads=1, earlier=earlier)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

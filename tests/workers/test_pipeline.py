@@ -31,7 +31,7 @@ from workers.teacher.forwards import ForwardCounter, carry_over, count_forwards,
 from workers.teacher.plan_caches import plan_caches
 from workers.teacher.plan_checks import identify
 from workers.teacher.recheck import recheck_rows
-from workers.training.tasks import share_out
+from workers.training.share_out import share_out
 
 ONE_EPOCH = SMALL.model_copy(update={"epochs": 1})
 

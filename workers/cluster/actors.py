@@ -4,17 +4,12 @@ An actor works in one of its threads, and answers in another: events, outcome, w
 die at any moment; then its task has vanished, and what it had committed or saved is there. Training actors have names
 and belong to nobody: when the engine is killed they go on, and its successor finds them by name. Events since are kept
 until they are acknowledged.
-
-The engine imports this file, and has no use for torch, which takes 300 MiB and seconds to import: packages for actors
-alone are imported where they begin their work.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
@@ -24,11 +19,8 @@ from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup, Peers, vanished
 from workers.cluster.deaths import ProcessId, own_id
 from workers.cluster.memory import oom_kills
-from workers.cluster.outcomes import Numbered, Share, TaskOutcome, outcome
-from workers.config.task import TrainingTask
-from workers.errors import WorkerError
+from workers.cluster.outcomes import Numbered, Share, TaskOutcome
 from workers.logs import RunLog
-from workers.run_files import ARTIFACTS
 
 # An actor that Ray cannot reach may come back; after so long it counts as gone.
 _UNAVAILABLE_S = 20.0
@@ -204,49 +196,3 @@ class Actor:
     def pause(self, slot: int) -> None:
         """Request that the work of a slot leaves a checkpoint and ends as ``paused``."""
         self._slots[slot].pausing.set()
-
-
-class TrainingActor(Actor):
-    """Actor that trains or exports runs from its start on: an engine that finds it by name need not start the work.
-
-    Args:
-        tasks_json: a ``TrainingTask`` for each slot; several share their batches.
-        first_event: the number of the first event of each.
-    """
-
-    def __init__(self, tasks_json: list[str], first_event: int = 0) -> None:
-        super().__init__(len(tasks_json), first_event)
-        threading.Thread(target=self._work, args=(tasks_json,), name="training", daemon=True).start()
-
-    def _work(self, tasks_json: list[str]) -> None:
-        try:
-            from workers.training.loop import train_group
-            from workers.training.run_handle import RunHandle
-
-            tasks = [TrainingTask.model_validate_json(task) for task in tasks_json]
-            # Of several processes of one student the first writes.
-            run_logs = [RunLog(task.folder, task.folder / ARTIFACTS, task.rank == 0, task.stage) for task in tasks]
-            for slot, log in zip(self._slots, run_logs, strict=True):
-                slot.log = log
-            logs.speak_for(run_logs)
-            handles = [
-                RunHandle(task, partial(self._emit, slot), slot.stopping.is_set, slot.pausing.is_set)
-                for task, slot in zip(tasks, self._slots, strict=True)
-            ]
-            for number, how in train_group(handles):
-                if tasks[number].stage == "train" and isinstance(how, dict):
-                    # The export may be started by another engine, which has not made this task.
-                    how = {**how, "order": tasks_json[number]}
-                self._end(self._slots[number], how)
-        except BaseException as error:
-            # BaseException, for a run without an outcome would never end.
-            why = error if isinstance(error, Exception) else WorkerError(f"its process cannot go on: {error!r}")
-            for slot in self._slots:
-                if slot.outcome is None:
-                    self._end(slot, why)
-
-    def _end(self, slot: Slot, how: dict[str, Any] | Exception) -> None:
-        # The log first: once the outcome is there, this process may be ended.
-        with contextlib.nullcontext() if slot.log is None else slot.log.ending(how):
-            ended = outcome(how)
-        slot.outcome = ended

@@ -106,7 +106,7 @@ class InferenceWorkers:
 
     @contextlib.contextmanager
     def in_use(self, count: int) -> Iterator[None]:
-        """Have so many actors, and keep them for a while afterwards."""
+        """Have so many actors, and keep them for a while afterwards; an error ends them."""
         with self._lock:
             if self._idle is not None:
                 self._idle.cancel()
@@ -115,7 +115,12 @@ class InferenceWorkers:
         self._owed.clear()
         while len(self.all) < count:
             self.start()
-        yield
+        try:
+            yield
+        except BaseException:
+            # Some are in the middle of a call that nobody waits for any more.
+            self.close()
+            raise
         with self._lock:
             self._idle = threading.Timer(_IDLE_S, self._end_idle)
             self._idle.daemon = True

@@ -3,9 +3,10 @@
 An exception class that cannot be pickled kills an actor's reply, so errors cross processes as text.
 """
 
+import functools
 import logging
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -23,6 +24,7 @@ from workers.errors import (
 )
 from workers.texts import storable
 
+Given = ParamSpec("Given")
 Numbered = tuple[int, dict[str, Any]]
 _log = logging.getLogger("workers")
 
@@ -77,12 +79,17 @@ class TaskOutcome(BaseModel):
         return storable(fields)
 
 
-def outcome_of(work: Callable[[], dict[str, Any]]) -> TaskOutcome:
-    """Run work; returns its outcome, also of an error."""
-    try:
-        return outcome(work())
-    except Exception as error:
-        return outcome(error)
+def with_outcome(work: Callable[Given, dict[str, Any]]) -> Callable[Given, TaskOutcome]:
+    """Decorate work so that it returns its outcome, also of an error."""
+
+    @functools.wraps(work)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> TaskOutcome:
+        try:
+            return outcome(work(*args, **kwargs))
+        except Exception as error:
+            return outcome(error)
+
+    return run
 
 
 def outcome(how: dict[str, Any] | Exception) -> TaskOutcome:

@@ -1,6 +1,7 @@
 """Events of an inference pool: progress of a cache by its committed blocks, and why no actor has begun yet."""
 
 import time
+from typing import Self
 
 from store import CacheWriter
 from workers.cluster import ray_api
@@ -11,7 +12,10 @@ _WAITING_S = 5.0
 
 
 class PoolProgress:
-    """One progress event for all actors of a pool together, whenever another block of the cache is committed."""
+    """One progress event for all actors of a pool together, whenever another block of the cache is committed.
+
+    A context, which reports at its end what was committed since.
+    """
 
     def __init__(self, task: InferenceTask, emit: Emit) -> None:
         self._spec, self._emit = task.spec, emit
@@ -20,6 +24,12 @@ class PoolProgress:
         # Not by the blocks that are to be inferred: those may be some of the missing ones.
         self._before = self._reported = self._done()
         self._started = self._look_again = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.report(now=True)
 
     def _done(self) -> int:
         return self._total - self._spec.rows_in(self._writer.pending_blocks())

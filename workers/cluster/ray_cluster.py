@@ -2,23 +2,35 @@
 
 It decides nothing about jobs: it starts actors with their share of the CPUs or of a GPU, finds them by name, and ends
 them. One run is one actor; runs that share their batches can share an actor, and a large student can have several. The
-caches of a job are one coordinating actor with a pool of inference actors.
+caches of a job are one coordinating actor with a pool of inference actors: it ends with its engine, or when another one
+leads, and the blocks that were committed are there.
+
+The engine imports this file, and has no use for torch, which takes 300 MiB and seconds to import: packages for actors
+alone are imported where they begin their work.
 """
 
 import contextlib
-import os
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from workers import logs
 from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup
-from workers.cluster.actors import Task, TrainingActor
-from workers.cluster.caches_actor import CachesActor
-from workers.cluster.head_folder import HeadFailed
-from workers.cluster.ray_head import RayHead
+from workers.cluster.actors import Actor, Slot, Task
+from workers.cluster.connection import RayConnection
+from workers.cluster.inference_pool import InferencePool
+from workers.cluster.outcomes import Share, outcome, with_outcome
 from workers.config.task import CachesTask, TrainingTask
+from workers.errors import WorkerError
+from workers.events import Stage
+from workers.logs import RunLog
+from workers.run_files import ARTIFACTS
+
+if TYPE_CHECKING:
+    from workers.teacher.sessions import Device
 
 
 def export_name(name: str, slot: int) -> str:
@@ -31,44 +43,8 @@ def _names(name: str, count: int) -> list[str]:
     return [name] + [f"{name}-{rank}" for rank in range(1, count)]
 
 
-class Cluster:
-    """This machine's Ray, found alive or started; it goes on without the caller until it is closed.
-
-    Args:
-        data_dir: whose jobs it works on; one head for each, see ``ray_head``.
-        cpus: CPU cores to use; None takes all.
-        gpus: GPUs to use; None takes all that Ray sees.
-
-    Raises:
-        HeadFailed: Ray does not start.
-    """
-
-    def __init__(self, data_dir: Path, cpus: float | None = None, gpus: int | None = None) -> None:
-        whole = None if cpus is None else max(1, int(cpus))
-        try:
-            node = self._connect(data_dir, whole, gpus)
-        except HeadFailed:
-            raise
-        except Exception:
-            # One that was found may be dying; the second one is new.
-            node = self._connect(data_dir, whole, gpus)
-        self.cpus = int(node["Resources"].get("CPU", 1))
-        self.gpus = int(node["Resources"].get("GPU", 0))
-
-    def _connect(self, data_dir: Path, cpus: int | None, gpus: int | None) -> dict[str, Any]:
-        """Find or start Ray and become its driver; returns its record of this machine. If that fails, it is ended."""
-        self._head = RayHead(data_dir, cpus, gpus, os.environ.get("RAY_AUTH_TOKEN"))
-        os.environ["RAY_AUTH_TOKEN"] = self._head.head.token
-        try:
-            return ray_api.connect(self._head.head.address)
-        except Exception:
-            self.close()
-            raise
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether Ray is there. If not, nothing here may be asked; a new cluster can be started."""
-        return self._head.is_alive
+class Cluster(RayConnection):
+    """Work on this machine's Ray: caches are completed, and runs are trained, exported, found again and ended."""
 
     def build_caches(self, task: CachesTask) -> Task:
         """Prepare the data and complete the caches of a job, with one inference actor per GPU, or per core.
@@ -192,12 +168,104 @@ class Cluster:
         ray_api.remove_other_places(frozenset(names))
         return len(others)
 
-    def close(self) -> None:
-        """End Ray with every process that it has started."""
-        ray_api.disconnect()
-        self._head.close()
 
-    def leave(self) -> None:
-        """Disconnect, without ending Ray: its actors go on, for the next engine."""
-        ray_api.disconnect()
-        self._head.leave()
+class CachesActor(Actor):
+    """Actor that prepares the data and completes the caches of one job; its inference is fanned out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool: InferencePool | None = None
+
+    def _held(self) -> list[Share]:
+        pool = self._pool
+        return [] if pool is None else pool.workers.shares()
+
+    def work(self, task_json: str, cpus: int, actors: int) -> None:
+        """Complete the caches of a job; ``answer`` returns the outcome.
+
+        Args:
+            task_json: a ``CachesTask``.
+            cpus: cores of this machine.
+            actors: that infer, at most; one per GPU, or per core.
+        """
+        self._slots[0].outcome = self._build(task_json, cpus, actors)
+
+    @with_outcome
+    def _build(self, task_json: str, cpus: int, actors: int) -> dict[str, Any]:
+        from workers.teacher.accuracy import measure_teacher
+        from workers.teacher.build_caches import missing_blocks, reserve_caches
+        from workers.teacher.forwards import forwards_needed
+        from workers.teacher.plan_caches import plan_caches
+
+        task = CachesTask.model_validate_json(task_json)
+        job, folders = task.job, task.folders
+        slot = self._slots[0]
+        emit, should_stop = partial(self._emit, slot), slot.stopping.is_set
+        # The preflight is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
+        # So no device but an explicit CPU need be named; the pool names that of its actors.
+        device: Device = "cpu" if job.training.device == "cpu" else "auto"
+        plan = plan_caches(job, folders, emit, should_stop, threads=cpus, device=device, forwards_in=task.forwards)
+        # Kept for as long as this process lives, so that the engine can hold the caches before it ends.
+        self._reservation = reserve_caches(plan, folders, task.quota_bytes, emit)
+        forwards = plan.contract_forwards
+        self._pool = InferencePool(actors, task.gpu_share, cpus=cpus, confine_on_gpu=task.confine_on_gpu)
+        found = missing_blocks(plan, folders, emit, should_stop, threads=1, device=device, forwards_in=task.forwards)
+        with contextlib.closing(self._pool.workers), contextlib.closing(found):
+            for missing in found:
+                self._pool.infer(missing.task, missing.blocks, emit, should_stop)
+                forwards += missing.rows
+        teacher = measure_teacher(plan, folders)
+        plan = plan.model_copy(update={"accuracy": teacher.accuracy})
+        emit(Stage(stage="training"))
+        return {
+            "plan": plan.model_dump(mode="json"),
+            "teacher_metrics": teacher.metrics,
+            "teacher_forwards": forwards,
+            "teacher_forwards_needed": forwards_needed(job, plan),
+        }
+
+
+class TrainingActor(Actor):
+    """Actor that trains or exports runs from its start on: an engine that finds it by name need not start the work.
+
+    Args:
+        tasks_json: a ``TrainingTask`` for each slot; several share their batches.
+        first_event: the number of the first event of each.
+    """
+
+    def __init__(self, tasks_json: list[str], first_event: int = 0) -> None:
+        super().__init__(len(tasks_json), first_event)
+        threading.Thread(target=self._work, args=(tasks_json,), name="training", daemon=True).start()
+
+    def _work(self, tasks_json: list[str]) -> None:
+        try:
+            from workers.training.loop import train_group
+            from workers.training.run_handle import RunHandle
+
+            tasks = [TrainingTask.model_validate_json(task) for task in tasks_json]
+            # Of several processes of one student the first writes.
+            run_logs = [RunLog(task.folder, task.folder / ARTIFACTS, task.rank == 0, task.stage) for task in tasks]
+            for slot, log in zip(self._slots, run_logs, strict=True):
+                slot.log = log
+            logs.speak_for(run_logs)
+            handles = [
+                RunHandle(task, partial(self._emit, slot), slot.stopping.is_set, slot.pausing.is_set)
+                for task, slot in zip(tasks, self._slots, strict=True)
+            ]
+            for number, how in train_group(handles):
+                if tasks[number].stage == "train" and isinstance(how, dict):
+                    # The export may be started by another engine, which has not made this task.
+                    how = {**how, "order": tasks_json[number]}
+                self._end(self._slots[number], how)
+        except BaseException as error:
+            # BaseException, for a run without an outcome would never end.
+            why = error if isinstance(error, Exception) else WorkerError(f"its process cannot go on: {error!r}")
+            for slot in self._slots:
+                if slot.outcome is None:
+                    self._end(slot, why)
+
+    def _end(self, slot: Slot, how: dict[str, Any] | Exception) -> None:
+        # The log first: once the outcome is there, this process may be ended.
+        with contextlib.nullcontext() if slot.log is None else slot.log.ending(how):
+            ended = outcome(how)
+        slot.outcome = ended

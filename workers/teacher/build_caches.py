@@ -1,7 +1,7 @@
 """Complete caches of a plan: reserve them, yield the blocks that are missing, verify what was committed.
 
 ``missing_blocks`` yields; whoever drives it infers and commits each with ``inference.infer_with`` before it asks
-for more: ``build_caches`` in this process, ``cluster.caches_actor`` with a pool of actors. Nothing here calls back.
+for more: ``build_caches`` in this process, ``cluster.ray_cluster`` with a pool of actors. Nothing here calls back.
 
 Of a lossy cache the first block comes first, and ``encoding_check`` judges by it whether the rest is worth the
 teacher's time. A complete cache costs a verification, and no teacher is opened for it.

@@ -1,11 +1,19 @@
-"""Cache plan: the caches of a job, as inference completes them and training reads them.
+"""Cache plan of a job: the specifications of its caches, as inference completes them and its runs are trained on them.
 
-Light: the engine keeps plans and passes them on, and loads no torch.
+Light: the API asks for specifications, the engine keeps plans and makes the tasks of runs; neither loads torch.
 """
 
-from store import CacheSpec
-from workers.config.task import TeacherAccuracy
-from workers.config.teacher import TeacherSpec
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from store import CacheSpec, Encoding
+from workers.config.job import JobSpec, Plan, RunSpec
+from workers.config.task import CHECKPOINT_S, Folders, Origin, TeacherAccuracy, TeacherIdentity, TrainingTask
+from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.views import NoAugmentation, Views, teacher_augmentation
+from workers.data.decoded import KnownSplit
+from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import Spec
 
@@ -47,3 +55,110 @@ class CachePlan(Spec):
         """Every cache, in the order in which they are built: the small ones show mistakes early."""
         train_cache = None if self.evaluates else self.train_cache
         return tuple(spec for spec in (self.validation_cache, self.test_cache, train_cache) if spec is not None)
+
+    def task_of_run(
+        self,
+        job: JobSpec,
+        run: RunSpec,
+        folders: Folders,
+        folder: Path,
+        *,
+        threads: int,
+        earlier: tuple[Path, ...] = (),
+        told_epoch: int = 0,
+        gpu_share: float = 0.0,
+        checkpoint_s: float = CHECKPOINT_S,
+        stage: Literal["all", "train", "export"] = "all",
+    ) -> TrainingTask:
+        """The task of one run of the job, to be trained on these caches in ``folder``.
+
+        Args:
+            gpu_share: of a GPU and its memory that each process is given; 0 leaves the device to the process.
+        """
+        return TrainingTask(
+            folders=folders,
+            run=run,
+            training=job.training.of_student(run.student.name),
+            views=job.views_of(run),
+            train_fingerprint=self.train_cache.dataset_fingerprint,
+            test_fingerprint=None if self.test_cache is None else self.test_cache.dataset_fingerprint,
+            validation_fingerprint=None if self.validation_cache is None else self.validation_cache.dataset_fingerprint,
+            train_cache=self.train_cache,
+            test_cache=self.test_cache,
+            validation_cache=self.validation_cache,
+            teacher_accuracy=self.accuracy,
+            folder=folder,
+            earlier=earlier,
+            told_epoch=told_epoch,
+            threads=threads,
+            has_gpu_share=gpu_share > 0.0,
+            memory_fraction=gpu_share or 1.0,
+            checkpoint_s=checkpoint_s,
+            stage=stage,
+            export=job.export,
+            origin=Origin(
+                job=job.of_run(run),
+                teacher=TeacherIdentity(
+                    name=job.teacher_name,
+                    sha256=self.train_cache.teacher_sha256,
+                    output=self.teacher.output,
+                    preprocessing=self.teacher.preprocessing,
+                ),
+            ),
+        )
+
+
+class KnownTeacher(NamedTuple):
+    """Facts about a teacher that are part of a cache's identity.
+
+    Attributes:
+        output: name of the graph's output.
+        classes: columns of that output.
+    """
+
+    sha256: str
+    output: str
+    output_kind: Literal["logits", "log_probabilities"]
+    classes: int
+    preprocessing: Preprocessing
+
+
+def views_of_teacher(job: Plan, preprocessing: Preprocessing, height: int, width: int) -> Views:
+    """Training views as the teacher sees them; the data's pictures have ``height`` x ``width`` pixels.
+
+    Fresh views are of runs without a teacher.
+    """
+    recipe = teacher_augmentation(job.views.augmentation, preprocessing.size, height, width)
+    return job.views.model_copy(update={"augmentation": recipe, "fresh": None})
+
+
+def cache_specs(job: Plan, teacher: KnownTeacher, splits: Mapping[Split, KnownSplit]) -> dict[Split, CacheSpec]:
+    """Specification of the cache of each of these splits.
+
+    The encoding is for the training split alone: the other caches are small, and results are measured on them.
+    """
+    train = splits["train"]
+    seen = views_of_teacher(job, teacher.preprocessing, train.height, train.width)
+    plain = Views(augmentation=NoAugmentation())
+
+    def spec(split: Split, views: Views, encoding: Encoding) -> CacheSpec:
+        return CacheSpec(
+            teacher_sha256=teacher.sha256,
+            teacher_output=teacher.output,
+            output_kind=teacher.output_kind,
+            dataset_fingerprint=splits[split].fingerprint,
+            split=split,
+            samples=splits[split].samples,
+            classes=teacher.classes,
+            preprocessing=teacher.preprocessing.model_dump(mode="json"),
+            augmentation=views.augmentation.model_dump(mode="json"),
+            augmentation_seed=views.seed,
+            views=views.count,
+            dtype=job.cache.dtype if encoding == "dense" else "float32",
+            encoding=encoding,
+        )
+
+    return {
+        split: spec(split, seen, job.cache.encoding) if split == "train" else spec(split, plain, "dense")
+        for split in splits
+    }

@@ -16,7 +16,7 @@ Legend: B rows of a batch, R rows of a block, N classes.
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -24,9 +24,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import JsonValue, TypeAdapter
+from pydantic import TypeAdapter
 
 from store import CacheWriter
+from store.documents import BlockRecord
 from workers.augmentation.apply import make_views
 from workers.config.task import InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -163,7 +164,7 @@ def infer_blocks(
         ThreadPoolExecutor(1, "retort-commit") as committer,
         _loading_threads(load_threads) as loader,
     ):
-        commits: deque[Future[int]] = deque()
+        commits: deque[Future[BlockRecord]] = deque()
         recipe = AUGMENTATION.validate_python(writer.spec.augmentation)
         load = functools.partial(_load, teacher, dataset, recipe, seed=writer.spec.augmentation_seed)
         batches = _batches(writer, wanted, batch_size)
@@ -177,13 +178,13 @@ def infer_blocks(
             progress.inferred += batch.stop - batch.start
             if batch.is_last:
                 labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
-                commit = functools.partial(_commit, writer, batch.block, provenance=teacher.provenance)
-                commits.append(committer.submit(commit, logits_RN, labels_R))
+                commit = functools.partial(writer.write_block, origin=teacher.provenance)
+                commits.append(committer.submit(commit, batch.block, logits_RN, labels_R))
             while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):
-                progress.committed += commits.popleft().result()
+                progress.committed += commits.popleft().result().rows
             progress.report()
         for committed in commits:
-            progress.committed += committed.result()
+            progress.committed += committed.result().rows
         progress.report(at_end=True)
     return progress.inferred
 
@@ -258,17 +259,3 @@ def _infer(teacher: Teacher, input_: NDArray[np.floating], batch_size: int, emit
             )
         )
     return logits_BN
-
-
-def _commit(
-    writer: CacheWriter,
-    block: int,
-    logits_RN: NDArray[np.float32],
-    labels_R: NDArray[np.int64],
-    *,
-    provenance: Mapping[str, JsonValue],
-) -> int:
-    # Before the block, so that a crash in between leaves no block whose origin is not known.
-    writer.add_provenance(provenance)
-    writer.write_block(block, logits_RN, labels_R)
-    return len(logits_RN)

@@ -32,8 +32,7 @@ from workers.data.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
-from workers.teacher.cache_plan import CachePlan, EncodingCheck
-from workers.teacher.cache_specs import KnownTeacher, cache_specs, views_of_teacher
+from workers.teacher.cache_plan import CachePlan, EncodingCheck, KnownTeacher, cache_specs, views_of_teacher
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.plan_checks import check_levels, check_students, identify, smoke_run
 from workers.teacher.preflight.report import PreflightReport, ViewsReport

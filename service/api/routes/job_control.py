@@ -6,8 +6,9 @@ from fastapi import APIRouter, Response
 
 from service.api.auth import ADMIN, WRITE, Who
 from service.api.dependencies import Context, Ctx
+from service.api.job_documents import show_one
 from service.api.problems import responses
-from service.api.routes import jobs, runs
+from service.api.routes import runs
 from service.api.schemas.jobs import Job
 from service.api.schemas.runs import Run
 from service.db.models import JobRecord
@@ -28,7 +29,7 @@ _RETRIED: dict[int | str, dict[str, Any]] = {
 )
 def cancel_job(job_id: str, ctx: Ctx) -> Job:
     """Runs that have not begun are cancelled now, the others within a batch. What has ended stays as it is."""
-    return jobs.show_one(ctx.job_control.cancel_job(job_id), ctx.queries)
+    return show_one(ctx.job_control.cancel_job(job_id), ctx.queries)
 
 
 @router.post(
@@ -41,7 +42,7 @@ def cancel_job(job_id: str, ctx: Ctx) -> Job:
 )
 def pause_job(job_id: str, ctx: Ctx) -> Job:
     """Runs that train save a checkpoint and stop within a batch. Refused once it has ended or is being cancelled."""
-    return jobs.show_one(ctx.job_control.pause_job(job_id), ctx.queries)
+    return show_one(ctx.job_control.pause_job(job_id), ctx.queries)
 
 
 @router.post(
@@ -54,7 +55,7 @@ def pause_job(job_id: str, ctx: Ctx) -> Job:
 )
 def resume_job(job_id: str, ctx: Ctx) -> Job:
     """All its paused runs go on where they stopped, once it is their turn. What is not paused stays as it is."""
-    return jobs.show_one(ctx.job_control.resume_job(job_id), ctx.queries)
+    return show_one(ctx.job_control.resume_job(job_id), ctx.queries)
 
 
 @router.post(
@@ -75,7 +76,7 @@ def retry_job(job_id: str, ctx: Ctx, who: Who, response: Response) -> Job:
 @router.post("/jobs/{job_id}/pin", operation_id="pin_job", summary="Pin a job", dependencies=[WRITE], tags=["jobs"])
 def pin_job(job_id: str, ctx: Ctx) -> Job:
     """It is not deleted, by request or by age, until it is unpinned. Pinning it again changes nothing."""
-    return jobs.show_one(ctx.deletion.pin_job(job_id), ctx.queries)
+    return show_one(ctx.deletion.pin_job(job_id), ctx.queries)
 
 
 @router.delete(
@@ -178,4 +179,4 @@ def _show_retry(made: tuple[JobRecord, bool], ctx: Context, response: Response) 
     row, is_new = made
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
-    return jobs.show_one(row, ctx.queries)
+    return show_one(row, ctx.queries)

@@ -1,7 +1,6 @@
 """Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
-from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -10,7 +9,8 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
-from service.api.job_checks import check_job, picture_size, student_size
+from service.api.job_checks import check_plan, check_request, find_dataset, find_teacher, picture_size, student_size
+from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
 from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
@@ -19,25 +19,18 @@ from service.api.schemas.base import Page
 from service.api.schemas.costs import Cost
 from service.api.schemas.job_labels import JobChanges
 from service.api.schemas.jobs import (
-    Inference,
     Job,
     JobPreview,
-    JobProgress,
     JobRequest,
     JobSummary,
     PlannedRun,
-    TeacherForwards,
     ViewSizes,
 )
-from service.api.schemas.runs import ErrorInfo, Run, SetAside
-from service.api.schemas.webhooks import WebhookDelivery
-from service.db.api_queries import ApiQueries, digest_of
-from service.db.backoff import read_backoff
+from service.api.schemas.runs import Run
+from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency, evaluation_run
 from service.db.job_search import JobOrder
-from service.db.models import JobRecord, Json, TeacherRecord
-from service.db.states import State
-from service.db.webhook_outbox import WebhookOutbox
+from service.db.models import TeacherRecord
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
@@ -67,75 +60,6 @@ async def _in_turn(request: Request, ctx: Ctx, dry_run: DryRun = False) -> Async
         yield
 
 
-def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
-    """Document of a job's row in a list, without the teacher's accuracy of each class; ``counts`` are of its runs."""
-    return JobSummary(
-        id=row.id,
-        name=row.name,
-        tags=row.tags or [],
-        note=row.note,
-        state=row.state,
-        stage=row.stage,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        error=ErrorInfo.model_validate(row.error) if row.error else None,
-        set_aside=SetAside.model_validate(row.set_aside) if row.set_aside else None,
-        progress=JobProgress(
-            inference=Inference.model_validate(row.inference) if row.inference else None,
-            runs={state: counts.get(state, 0) for state in State},
-        ),
-        teacher=row.teacher_id,
-        teacher_sha256=row.teacher["sha256"],
-        caches=row.caches,
-        teacher_forwards=forwards(row),
-        teacher_accuracy=row.teacher_accuracy,
-        teacher_views_accuracy=row.teacher_views_accuracy,
-        teacher_metrics=_without_classes(row.teacher_metrics),
-        waits_for=_waits_for(row),
-        priority=row.priority,
-        parallel_runs=row.parallel_runs,
-        retry_of=row.retry_of,
-        pinned=row.pinned_at is not None,
-        eta=runs.eta_of(row),
-    )
-
-
-def _without_classes(metrics: Json | None) -> Json | None:
-    """Drop what a page of jobs would have thousands of numbers of."""
-    if metrics is None:
-        return None
-    return {
-        split: {name: value for name, value in of_split.items() if name != "per_class"}
-        for split, of_split in metrics.items()
-    }
-
-
-def forwards(row: JobRecord) -> TeacherForwards | None:
-    """Teacher forward passes of a job; None before any is known."""
-    stored = row.teacher_forwards
-    # Earlier versions have stored what a cache costs beyond what it spares as a negative number.
-    return TeacherForwards(run=stored["run"], avoided=max(0, stored["avoided"])) if stored else None
-
-
-def _waits_for(row: JobRecord) -> str | None:
-    backoff = read_backoff(row.backoff) if row.state is State.RUNNING else None
-    return None if backoff is None or backoff.is_over else backoff.waits_for
-
-
-def show_one(row: JobRecord, queries: ApiQueries) -> Job:
-    """Document of a job's row, with the ids and states of its runs."""
-    return _show(row, queries.states_of_runs(row.id), queries)
-
-
-def _show(row: JobRecord, runs: Mapping[str, State], queries: ApiQueries) -> Job:
-    summary = summarise(row, Counter(runs.values()))
-    whole = {**dict(summary), "teacher_metrics": row.teacher_metrics}
-    delivery = WebhookOutbox(queries.database).of_job(row.id)
-    webhook = None if delivery is None else WebhookDelivery.of(delivery)
-    return Job(**whole, plan=row.plan, run_ids=list(runs), webhook=webhook)
-
-
 @router.post(
     "",
     operation_id="create_job",
@@ -156,18 +80,20 @@ def create_job(
     idempotency_key: IdempotencyKey = None,
 ) -> Job | JobPreview:
     """Students x methods x seeds become runs. Everything that can be known now is checked now."""
-    if dry_run:
-        plan, teacher, source = check_job(request, ctx)
-        response.status_code = 200
-        warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
-        return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
     idempotency = None
-    if idempotency_key is not None:
+    if idempotency_key is not None and not dry_run:
         idempotency = _idempotency(request, who.key_id or "", idempotency_key)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
-        plan, teacher, source = check_job(request, ctx)
+        check_request(request, ctx)
+        teacher = find_teacher(request.teacher, ctx)
+        plan = request.filled(find_dataset(request, ctx.queries))
+        source = check_plan(plan, teacher, ctx.settings)
+        if dry_run:
+            response.status_code = 200
+            warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+            return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             plan,
@@ -249,7 +175,7 @@ def list_jobs(
 )
 def get_job(job_id: str, ctx: Ctx) -> Response:
     """State, stage, progress, plan, and the ids of its runs."""
-    return document(_show(*ctx.queries.job(job_id), ctx.queries))
+    return document(show(*ctx.queries.job(job_id), ctx.queries))
 
 
 @router.patch(

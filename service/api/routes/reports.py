@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.api.auth import READ
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Context, Ctx, Heavy, document
+from service.api.job_documents import forwards
 from service.api.problems import responses
 from service.api.reports import formats
 from service.api.reports.comparison import check_comparable
@@ -16,7 +17,6 @@ from service.api.reports.groups import Baseline, GroupKey, group_runs, show_grou
 from service.api.reports.notes import notes_of
 from service.api.reports.rows import Split, report_row, teacher_result
 from service.api.reports.samples import LOGITS, sample_tests
-from service.api.routes.jobs import forwards
 from service.api.routes.runs import path_of
 from service.api.schemas.reports import (
     CONFIDENCE,

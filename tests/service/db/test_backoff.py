@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.routes.jobs import summarise
+from service.api.job_documents import summarise
 from service.db.api_queries import ApiQueries
 from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, RunRecord, utc_now

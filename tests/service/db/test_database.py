@@ -18,7 +18,8 @@ from sqlalchemy import MetaData, create_engine, text
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import SchemaItem
 
-from service.api.routes import events, jobs, runs
+from service.api import job_documents
+from service.api.routes import events, runs
 from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
@@ -294,7 +295,7 @@ def check_use(database: Database, kept: Mapping[str, list[dict[str, object]]]) -
     api_queries, queries = ApiQueries(database), EngineQueries(database, "engine")
     teacher = api_queries.get(TeacherRecord, str(TEACHER["id"]))
     job = api_queries.get(JobRecord, JOB_ID)
-    shown = jobs.show_one(job, api_queries)
+    shown = job_documents.show_one(job, api_queries)
     assert (shown.state, shown.created_at, shown.run_ids) == (State.FAILED, AT, RUN_IDS)
     assert (shown.priority, shown.parallel_runs) == ((3, 2) if "priority" in kept["jobs"][0] else (0, None))
     assert [runs.show(run).state for run in api_queries.runs(JOB_ID)[0]] == [State.SUCCEEDED, State.FAILED]

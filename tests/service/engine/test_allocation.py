@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.allocation import FreeResources, Need
-from service.engine.fair_share import Claim, allot
+from service.engine.run_start import Claim, allot
 from workers.cluster.outcomes import Share
 
 CORE = Need(1, 1.0)

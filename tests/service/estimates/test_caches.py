@@ -13,7 +13,7 @@ from workers.config.job import JobSpec
 from workers.data.discovery import examine
 from workers.data.holdout_spec import Holdout
 from workers.events import ignore, never
-from workers.teacher.cache_specs import KnownTeacher
+from workers.teacher.cache_plan import KnownTeacher
 from workers.teacher.plan_caches import plan_caches
 
 

@@ -25,8 +25,8 @@ from workers.cluster import actor_group, inference_workers, pool_events, ray_api
 from workers.cluster.actor_group import ActorGroup
 from workers.cluster.actors import Task
 from workers.cluster.block_queue import ACTOR_DEATHS_MAX, BlockQueue, WorkerLost
-from workers.cluster.caches_actor import InferenceActor
 from workers.cluster.deaths import Death
+from workers.cluster.inference_pool import InferenceActor
 from workers.cluster.inference_workers import InferenceWorker, InferenceWorkers
 from workers.cluster.outcomes import Share, TaskOutcome
 from workers.cluster.pool_events import WaitingLog

@@ -32,7 +32,6 @@ from workers.training.evaluate import EvaluatedSplit
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
-from workers.training.tasks import task_of_run
 
 HOLDOUT = Holdout(holdout=0.2, seed=1)
 Figures = Mapping[str, Any]
@@ -58,7 +57,7 @@ def task_of(digits: Digits, method: str, folder: Path, training: Training) -> Tr
     job = digits.job(method, training=training).model_copy(update={"validation": HOLDOUT})
     plan = plan_caches(job, digits.folders, ignore, never, threads=1, device="cpu")
     build_caches(plan, digits.folders, ignore, never, threads=1, device="cpu")
-    return task_of_run(job, plan, job.runs()[0], digits.folders, folder, threads=1)
+    return plan.task_of_run(job, job.runs()[0], digits.folders, folder, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from workers.events import ignore, never
 from workers.pipeline import run_job
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
-from workers.training.tasks import share_out, task_of_run
+from workers.training.share_out import share_out
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -29,7 +29,7 @@ def job(digits: Digits, *methods: str, fresh: bool, **changes: object) -> JobSpe
 
 
 def tasks(digits: Digits, of: JobSpec, folder: Path) -> list[TrainingTask]:
-    return [task_of_run(of, digits.plan, run, digits.folders, folder / str(run.index), threads=1) for run in of.runs()]
+    return [digits.plan.task_of_run(of, run, digits.folders, folder / str(run.index), threads=1) for run in of.runs()]
 
 
 def assert_same_weights(one: Path, other: Path) -> None:

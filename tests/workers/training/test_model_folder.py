@@ -21,7 +21,6 @@ from workers.students.torchvision_catalog import TIMM, TORCHVISION
 from workers.training.model_folder import ModelFacts, leave_model, model_config
 from workers.training.onnx_export import Student, export_onnx
 from workers.training.result import state_tensors
-from workers.training.tasks import task_of_run
 
 Left = tuple[Path, torch.nn.Module, NDArray[np.float32]]
 
@@ -150,7 +149,7 @@ def test_model_card_names_teacher_data_method_figures_and_what_is_to_be_filled_i
     digits: Digits, tmp_path: Path
 ) -> None:
     job = digits.job({"preset": "kd", "temperature": 3.0}).model_copy(update={"teacher_name": "a|b\n# <b>"})
-    task = task_of_run(job, digits.plan, job.runs()[0], digits.folders, tmp_path, threads=1)
+    task = digits.plan.task_of_run(job, job.runs()[0], digits.folders, tmp_path, threads=1)
     (tmp_path / "student.safetensors").write_bytes(b"weights")
     leave_model(tmp_path, facts("cnn_s", origin=task.origin), None)
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:

@@ -27,7 +27,6 @@ from workers.teacher.plan_caches import plan_caches
 from workers.training.batches import student_preprocessing
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.loop import train_run
-from workers.training.tasks import task_of_run
 from workers.training.training_feed import TrainingFeed
 
 HOLDOUT = Holdout(holdout=0.1, seed=3)
@@ -45,7 +44,7 @@ def task_of(digits: Digits, folder: Path, training: Training, earlier: tuple[Pat
     job = job_of(digits, training=training)
     plan = plan_caches(job, digits.folders, ignore, never, threads=1, device="cpu")
     build_caches(plan, digits.folders, ignore, never, threads=1, device="cpu")
-    return task_of_run(job, plan, job.runs()[0], digits.folders, folder, threads=1, earlier=earlier)
+    return plan.task_of_run(job, job.runs()[0], digits.folders, folder, threads=1, earlier=earlier)
 
 
 # ------------------------------------------------------------------------------------ pure functions

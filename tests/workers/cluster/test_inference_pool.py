@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.store_cases import make_spec
-from workers.cluster.caches_actor import InferencePool
+from workers.cluster.inference_pool import InferencePool
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import Preprocessing, TeacherSpec
 
