@@ -113,12 +113,15 @@ class _Listed(NamedTuple):
     source: Source
     key: str
 
-    def arrays(self, split: Split) -> dict[str, NDArray[np.generic]]:
+    def arrays(self, decoding: Decoding) -> dict[str, NDArray[np.generic]]:
         assert self.source.path is not None
-        return listing(self.source.path, self.source.files[split])
+        assert decoding.files is not None
+        return listing(self.source.path, decoding.files)
 
     def meta(self) -> dict[str, object]:
-        return {"source": self.key, "root": str(self.source.path), "image_size": self.source.spec.resized_to}
+        spec = self.source.spec
+        described = {"source": self.key, "root": str(self.source.path), "image_size": spec.resized_to}
+        return described | ({"exif_orientation": True} if spec.turns_upright else {})
 
 
 def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Dataset | None:
@@ -187,7 +190,7 @@ def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _
     arrays: dict[str, NDArray[np.generic]] = {"labels.npy": labels}
     if listed is not None:
         # Before they are read: a picture that changes in between does not pass for the one that was read.
-        arrays |= listed.arrays(split)
+        arrays |= listed.arrays(decoding)
     folder.mkdir()
     copy_bytes = 0 if listed is not None else math.prod(decoding.shape)
     _check_room(folder, copy_bytes + sum(array.nbytes for array in arrays.values()))

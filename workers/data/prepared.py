@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from workers.data import decoded
 from workers.data.blocks import Pictures
 from workers.data.image_files import PictureFiles, Rows
+from workers.data.picture_decoder import PictureDecoder
 from workers.errors import InvalidDataset
 from workers.events import Split
 
@@ -202,7 +203,8 @@ def open_folder(folder: Path, fingerprint: str) -> Dataset:
         _, height, width, channels = meta["shape"]
         size = meta["files"]["image_size"]
         root = Path(meta["files"]["root"])
-        files = PictureFiles(folder, root, (height, width, channels), size and (size[0], size[1]))
+        decoder = PictureDecoder(size and (size[0], size[1]), meta["files"].get("exif_orientation", False))
+        files = PictureFiles(folder, root, (height, width, channels), decoder)
         return FilesDataset(**common, files=files)
     except (OSError, ValueError, KeyError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error

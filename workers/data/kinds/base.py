@@ -111,6 +111,16 @@ class DatasetKind(Spec, ABC):
         return None
 
     @property
+    def turns_upright(self) -> bool:
+        """Whether pictures are turned as their EXIF data says."""
+        return False
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether pictures that cannot be decoded are left out, so that only decoding tells how many there are."""
+        return False
+
+    @property
     def recipe(self) -> str:
         """Name of the recipe that a job on this dataset takes which names none."""
         size = self.picture_size

@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from workers.data.class_names import check_class_names, check_told_apart
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
+from workers.data.kinds.base import SPLIT_NAMES, Option, Source
+from workers.data.kinds.encoded import EncodedPictures
 from workers.errors import InvalidDataset
-from workers.spec import Size
 from workers.texts import composed, differences, listed
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
-    from workers.events import ShouldStop, Split
+    from workers.data.encoded_rows import EncodedRows
+    from workers.events import Split
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _EXPECTED = "expected train/CLASS/*.jpg (or another picture format), test/CLASS/* and, if there is one, val/CLASS/*"
 
 
-class FolderDataset(FilesBelowRoot):
+class FolderDataset(EncodedPictures):
     """``path/train/CLASS/*.jpg`` (or png ...), ``path/val/CLASS/*`` and ``path/test/CLASS/*``; classes alphabetically.
 
     The folders of the splits may be called ``train`` or ``training``, ``val``, ``valid`` or ``validation``, ``test`` or
     ``testing``, in any case; all but the training split may be missing.
 
     Attributes:
-        image_size: (height, width) every picture is resized to; None demands that all have one
-        size.
         storage: ``decoded`` keeps a decoded copy, which is mapped; ``files`` keeps none and decodes a
         picture whenever it is wanted, for data larger than memory or disk. Both give the same bits,
         and so the same caches and weights.
@@ -39,14 +37,12 @@ class FolderDataset(FilesBelowRoot):
         "in any case); classes alphabetically"
     }
     options: ClassVar[Mapping[str, Option]] = {
-        **FilesBelowRoot.options,
-        "image_size": Option("Resize the pictures of a folder to this.", "the pictures' own", "HEIGHT WIDTH"),
+        **EncodedPictures.options,
         "storage": Option("Of a folder: keep a decoded copy, or decode whenever needed."),
     }
     sought: ClassVar[str] = "folders of pictures"
 
     kind: Literal["folder"] = "folder"
-    image_size: Size | None = None
     storage: Literal["decoded", "files"] = "decoded"
 
     @classmethod
@@ -54,11 +50,6 @@ class FolderDataset(FilesBelowRoot):
         """Yield a folder with a training split."""
         if entry.is_dir() and any(found.name.lower() in SPLIT_NAMES["train"] for found in entry.iterdir()):
             yield cls(path=name)
-
-    @property
-    def resized_to(self) -> Size | None:
-        """Value of ``image_size``."""
-        return self.image_size
 
     @property
     def keeps_files(self) -> bool:
@@ -101,18 +92,16 @@ class FolderDataset(FilesBelowRoot):
             ignored=tuple(ignored),
         )
 
-    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        """Decode in order of class name, then file name."""
+    def encoded(self, source: Source, split: "Split") -> "EncodedRows":
+        """List in order of class name, then file name."""
         import numpy as np
 
-        from workers.data.blocks import Decoding
-        from workers.data.picture_blocks import first_size, read_blocks
+        from workers.data.encoded_rows import rows_of_files
 
-        files, names = source.files[split], source.class_names or ()
-        labels = np.repeat(np.arange(len(names), dtype=np.int64), source.class_counts[split])
-        size = self.image_size or first_size(source.files["train"], should_stop)
-        shape = (len(files), *size, 3)
-        return Decoding(shape, labels, names, read_blocks(files, self.image_size, size, should_stop))
+        assert source.path is not None
+        counts = source.class_counts[split]
+        labels_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        return rows_of_files(source.files[split], source.path, labels_N)
 
 
 def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
