@@ -67,3 +67,29 @@ class EncodedPictures(FilesBelowRoot, ABC):
         decoder = PictureDecoder(self.image_size, self.exif_orientation)
         names = source.class_names or ()
         return decode_rows(rows, first, decoder, names, skips=self.leaves_out, should_stop=should_stop)
+
+
+class EncodedFiles(EncodedPictures, ABC):
+    """Base of the kinds whose pictures are files of their own.
+
+    Attributes:
+        storage: ``decoded`` keeps a decoded copy, which is mapped; ``files`` keeps none and decodes a picture whenever
+            it is wanted, for data larger than memory or disk. Both give the same bits, and so the same caches and
+            weights.
+    """
+
+    options: ClassVar[Mapping[str, Option]] = {
+        **EncodedPictures.options,
+        "storage": Option("Of image files: keep a decoded copy, or decode whenever needed."),
+    }
+
+    storage: Literal["decoded", "files"] = "decoded"
+
+    @property
+    def keeps_files(self) -> bool:
+        """Whether ``storage`` is ``files``."""
+        return self.storage == "files"
+
+    def content_description(self) -> dict[str, object]:
+        """Description without ``storage``."""
+        return self.model_dump(mode="json", exclude={"storage"})
