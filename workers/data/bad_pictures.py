@@ -31,10 +31,10 @@ class BadPicture(NamedTuple):
 
 
 class BadPictures(InvalidDataset):
-    """Pictures cannot be used; the message names ten at most, ``bad`` holds all, in the order of samples."""
+    """Pictures cannot be used; the message names ten at most, ``bad`` holds all of ``pictures``, in order."""
 
     def __init__(self, bad: Sequence[BadPicture], pictures: int) -> None:
-        self.bad = tuple(bad)
+        self.bad, self.pictures = tuple(bad), pictures
         sentences = [f"{each.place} {each.reason}" for each in self.bad[:NAMED_MAX]]
         more = f"; and {len(self.bad) - NAMED_MAX} more" if len(self.bad) > NAMED_MAX else ""
         message = f"{len(self.bad)} of {pictures} pictures cannot be used: {'; '.join(sentences)}{more}"

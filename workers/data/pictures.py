@@ -110,7 +110,8 @@ def decode_picture(
         raise InvalidDataset(f"{path} cannot be read as a picture: {what}, which is none of {formats}") from None
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (OSError, SyntaxError, KeyError ...).
-        raise InvalidDataset(f"{path} cannot be read as a picture: {shortened(error)}") from error
+        ends_early = " (the file ends before its picture does)" if "truncated" in str(error).lower() else ""
+        raise InvalidDataset(f"{path} cannot be read as a picture: {shortened(error)}{ends_early}") from error
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

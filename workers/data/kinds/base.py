@@ -167,9 +167,9 @@ class Source:
         class_counts: of files in folders or lists, pictures of each class in label order; empty for other kinds.
         ignored: files below a folder's classes that are no pictures.
         release: of a built-in dataset.
+        notes: sentences about how the files were understood, where that is not plain: labels that were numbered anew.
         lists: files that say which pictures there are, and their labels, where ``files`` are the pictures alone.
         labels: of listed files, the label of each, in the order of ``files``; empty for other kinds.
-        warnings: sentences about what is probably not meant, naming files below ``path``.
     """
 
     spec: DatasetKind
@@ -181,9 +181,9 @@ class Source:
     class_counts: "Mapping[Split, tuple[int, ...]]" = field(default_factory=dict)
     ignored: tuple[Path, ...] = ()
     release: str | None = None
+    notes: tuple[str, ...] = ()
     lists: tuple[Path, ...] = ()
     labels: "Mapping[Split, Sequence[int]]" = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
 
     @property
     def advice(self) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class FolderDataset(EncodedFiles):
             files={split: tuple(files.paths) for split, files in found.items()},
             class_counts=counts,
             ignored=tuple(ignored),
-            warnings=(*left, *linked_warnings(found, path)),
+            notes=(*left, *linked_warnings(found, path)),
         )
 
     def encoded(self, source: Source, split: "Split") -> "EncodedRows":

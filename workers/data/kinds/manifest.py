@@ -78,7 +78,7 @@ class ManifestDataset(EncodedFiles):
         for row in read_rows(path, columns, faults):
             found.add(row.line, row.path, row.label, row.split)
         faults.check(path)
-        names, warnings = found.class_names(path)
+        names, notes = found.class_names(path)
         check_class_names(names, path)
         files = {split: found.files[split] for split in SPLITS if split in found.files}
         labels = {split: found.labels_by(names, split) for split in files}
@@ -92,7 +92,7 @@ class ManifestDataset(EncodedFiles):
             class_counts={split: _counts(of_split, len(names)) for split, of_split in labels.items()},
             lists=(path,),
             labels=labels,
-            warnings=(*warnings, *linked_warnings(files, folder)),
+            notes=(*notes, *linked_warnings(files, folder)),
         )
 
     def encoded(self, source: Source, split: "Split") -> "EncodedRows":
