@@ -32,10 +32,13 @@ def may_hold_classes(folder: Path) -> bool:
     return first is not None and any(map(_is_picture, _listed(Path(first.path))))
 
 
-def split_folders(path: Path, root: Path) -> "tuple[dict[Split, Path], list[str]]":
+def split_folders(path: Path, root: Path, *, nested: bool) -> "tuple[dict[Split, Path], list[str]]":
     """The folder of each split that is there, and the names of the other folders beside them.
 
-    Where no folder has a split's name, all of ``path`` is the training split.
+    Where no folder has a split's name, all of ``path`` is the training split, if it may hold two classes.
+
+    Args:
+        nested: whether one folder may hold several classes.
 
     Raises:
         InvalidDataset: no folder, two folders for one split, or other splits but no ``train``.
@@ -54,7 +57,7 @@ def split_folders(path: Path, root: Path) -> "tuple[dict[Split, Path], list[str]
         if of_split:
             folders[split] = of_split[0]
     others = [entry.name for entry in found if Path(entry.path) not in folders.values()]
-    if not folders and others:
+    if not folders and len(others) >= (1 if nested else 2):
         return {"train": path}, []
     if "train" not in folders:
         raise InvalidDataset(f"{path} has no folder 'train'; {EXPECTED}{_ambiguous(folders, others)}")

@@ -15,6 +15,7 @@ from workers.data.bad_picture_reports import read_reports
 from workers.data.discovery import examine
 from workers.data.kinds.encoded import EncodedFiles
 from workers.data.kinds.folder import FolderDataset
+from workers.data.picture_blocks import find_bad
 from workers.data.picture_decoder import PictureDecoder
 from workers.data.prepared import Dataset
 from workers.errors import InvalidDataset
@@ -58,7 +59,7 @@ def test_bad_pictures_are_all_reported_when_they_are_refused(root: Path) -> None
     assert [name for name, _ in train.listed()] == sorted(f"train/cat/{number}.png" for number in range(13))
     [(name, reason)] = test.listed()
     assert name == "test/dog/0.png"
-    assert reason.endswith("truncated (the file ends before its picture does)")
+    assert reason.endswith(" (the file ends before its picture does)")
     assert sum(message.count("no picture'") for message in logged) == 13
 
 
@@ -106,8 +107,8 @@ def test_skipping_refuses_to_lose_a_class_another_size_and_what_the_disk_does_no
         prepare(SKIP, "train", root)
     rows = SKIP.encoded(examine(SKIP, root), "train")
     odd.unlink()
-    with pytest.raises(FileNotFoundError):
-        rows.read(27)
+    with pytest.raises(InvalidDataset, match=r"dog/13\.png cannot be read as a picture: No such file"):
+        find_bad(rows, PictureDecoder(), never)
 
 
 def test_pictures_are_turned_as_exif_says_where_that_is_asked_for() -> None:

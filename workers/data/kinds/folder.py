@@ -55,8 +55,8 @@ class FolderDataset(EncodedFiles):
     def examine(self, data_root: Path) -> Source:
         """List class folders and pictures; none is opened."""
         path, root = self.resolve(data_root), root_folder(data_root)
-        folders, beside = split_folders(path, root)
         nested = self.classes == "nested"
+        folders, beside = split_folders(path, root, nested=nested)
         classes = {split: class_folders(folder, root, nested=nested) for split, folder in folders.items()}
         if beside and not classes["train"]:
             raise InvalidDataset(
