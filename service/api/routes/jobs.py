@@ -92,7 +92,7 @@ def create_job(
         source = check_plan(plan, teacher, ctx.settings)
         if dry_run:
             response.status_code = 200
-            warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+            warnings = [*source.notes, *gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)]
             return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
