@@ -126,7 +126,19 @@ def add_dataset(
     spec: Document = {"kind": kind, **{field: value for field, value in fields.items() if value is not None}}
     with options.client() as client:
         made = client.create_dataset(name, spec)
+    for note in made.get("notes") or ():
+        render.console(stderr=True).print(f"note: {note}")
     options.show(made, lambda: Text(made["id"]))
+
+
+@datasets.command("bad-pictures")
+def bad_pictures(context: typer.Context, id: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
+    """List the pictures that cannot be decoded, as jobs have found, with the reasons."""
+    options = session(context)
+    with options.client() as client:
+        found = list(client.bad_pictures(id))
+    rows = [(item["split"], item["sample_id"], item["reason"], "yes" if item["left_out"] else "no") for item in found]
+    options.show(found, lambda: render.table(("split", "sample", "reason", "left out"), rows))
 
 
 @datasets.command("delete")

@@ -68,7 +68,7 @@ def _unset(cls: type[DatasetKind], name: str) -> str:
     field = cls.model_fields[name]
     if field.is_required():
         return ""
-    return f" ({cls.options[name].unset or f'`{field.default}`'})"
+    return f" ({cls.options[name].unset or f'`{_value(field.default)}`'})"
 
 
 def methods() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.data.class_names import NAME_MAX_CHARACTERS
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
 from workers.errors import InvalidDataset
 from workers.events import Split
@@ -24,7 +25,6 @@ Pieces = Callable[[Split], Iterable[NDArray[Any]]]
 LABELS_MAX = 1 << 25
 CLASSES_MAX = 100_000
 NAMES_MAX_BYTES = 16 << 20
-NAME_MAX_CHARACTERS = 255  # as of a folder
 
 
 def npz_class_names(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from service.api.schemas.base import Document, Name
 from workers.config.dataset import DatasetSpec
@@ -30,4 +30,11 @@ class Dataset(Document):
     spec: DatasetSpec
     classes: int | None
     samples: dict[str, int] | None
+    notes: list[str] | None = Field(
+        description="how the files were understood, in sentences; null but where they were just registered"
+    )
+    bad_pictures: dict[str, int] | None = Field(
+        description="of each split that has some, how many cannot be decoded, as far as jobs have found, and are left "
+        "out or refused (`on_bad_picture`); GET /v1/datasets/{dataset_id}/bad-pictures names them. Null in lists"
+    )
     created_at: datetime
