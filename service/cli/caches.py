@@ -140,8 +140,9 @@ def export_cache(
         whole = source.resolve(key)
         path = output or Path(f"{whole[:_DIGITS_SHOWN]}{EXPORT_SUFFIXES[format]}")
         source.export(whole, path, format)
-    document = {"key": whole, "path": str(path), "size_bytes": path.stat().st_size}
-    session(context).show(document, lambda: Text(f"{path}: {render.size(document['size_bytes'])}"))
+    size_bytes = path.stat().st_size
+    document = {"key": whole, "path": str(path), "size_bytes": size_bytes}
+    session(context).show(document, lambda: Text(f"{path}: {render.size(size_bytes)}"))
 
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:
