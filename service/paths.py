@@ -46,3 +46,7 @@ def local_url(host: str, port: int) -> str:
     """The address under which this machine reaches a server that listens on ``host``."""
     local = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+# Of a cache's export, by its format.
+EXPORT_SUFFIXES = {"npz": ".npz", "parquet": ".parquet", "zarr": ".zarr.zip"}

@@ -224,6 +224,11 @@ class Settings(BaseSettings):
         return self.webhook_secret_file or self.data_dir.resolve() / "webhook_secret"
 
     @property
+    def exports_dir(self) -> Path:
+        """Caches that were exported within the last hour."""
+        return self.data_dir.resolve() / "exports"
+
+    @property
     def jobs_dir(self) -> Path:
         """``<job>/<run>/a<attempt>/``: what the attempts of runs write."""
         return self.data_dir.resolve() / "jobs"

@@ -67,6 +67,12 @@ class CacheReader:
         reader._open(Path(root), key, None)
         return reader
 
+    @classmethod
+    def from_path(cls, path: Path | str) -> "CacheReader":
+        """Open a cache by its folder. Raises as ``from_key``."""
+        whole = Path(path).resolve()
+        return cls.from_key(whole.parent, whole.name)
+
     def _open(self, root: Path, key: str, asked: CacheSpec | None) -> None:
         self._root = root
         self.path = layout.group_path(root, key)

@@ -9,6 +9,7 @@ from service.client.transport import Document
 
 if TYPE_CHECKING:
     from store.catalog import CacheEntry
+    from store.export import ExportFormat
 
 _PREFIX_MIN = 4
 
@@ -23,6 +24,7 @@ class CacheSource(Protocol):
     def pin(self, key: str) -> None: ...
     def unpin(self, key: str) -> None: ...
     def delete(self, key: str) -> None: ...
+    def export(self, key: str, path: Path, format: "ExportFormat") -> None: ...
 
 
 class ServiceCaches:
@@ -63,6 +65,9 @@ class ServiceCaches:
     def delete(self, key: str) -> None:
         self._client.delete_cache(key)
 
+    def export(self, key: str, path: Path, format: "ExportFormat") -> None:
+        self._client.export_cache(key, path, format=format)
+
 
 class FolderCaches:
     """Caches below a service's folder on this machine."""
@@ -71,6 +76,7 @@ class FolderCaches:
         # zarr loads slowly, and most commands never need it.
         from store import Catalog
 
+        self._data_dir = data_dir
         self._catalog = Catalog(data_dir / "caches")
 
     def list(self) -> "Documents":
@@ -95,6 +101,13 @@ class FolderCaches:
 
     def delete(self, key: str) -> None:
         self._catalog.delete(key)
+
+    def export(self, key: str, path: Path, format: "ExportFormat") -> None:
+        from service.operations.exports import facts_of
+        from store.export import export_cache
+
+        facts = facts_of(self._data_dir / "datasets", self._catalog.spec(key))
+        export_cache(self._catalog.root, key, format, path, facts)
 
 
 def _document(entry: "CacheEntry") -> Document:

@@ -8,7 +8,7 @@ shortened to any unambiguous beginning of four digits or more.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Group, RenderableType
@@ -19,6 +19,7 @@ from service.cli.base import CommandFailed, session
 from service.cli.cache_sources import CacheSource, FolderCaches, ServiceCaches
 from service.cli.resources import PANEL
 from service.client.transport import Document
+from service.paths import EXPORT_SUFFIXES
 
 _DIGITS_SHOWN = 12
 
@@ -121,6 +122,27 @@ def delete_cache(context: typer.Context, key: KeyArgument) -> None:
     """Delete a cache; the next job that wants it runs the teacher again."""
     with _source(context) as source:
         source.delete(source.resolve(key))
+
+
+@cache.command("export")
+def export_cache(
+    context: typer.Context,
+    key: KeyArgument,
+    format: Annotated[
+        Literal["npz", "parquet", "zarr"], typer.Option(help="zarr is a zip of the cache as it is stored.")
+    ] = "npz",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", dir_okay=False, help="The file to write.", show_default="KEY.npz")
+    ] = None,
+) -> None:
+    """Write logits, statistics, sample ids and labels of a cache to one file."""
+    with _source(context) as source:
+        whole = source.resolve(key)
+        path = output or Path(f"{whole[:_DIGITS_SHOWN]}{EXPORT_SUFFIXES[format]}")
+        source.export(whole, path, format)
+    size_bytes = path.stat().st_size
+    document = {"key": whole, "path": str(path), "size_bytes": size_bytes}
+    session(context).show(document, lambda: Text(f"{path}: {render.size(size_bytes)}"))
 
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:

@@ -210,11 +210,15 @@ def test_json_snippets_are_parts_of_a_job(path: Path, code: str) -> None:
 def test_the_python_snippet_of_the_store_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     logits = np.random.default_rng(0).normal(size=(1000, 10)).astype(np.float32)
-    [code] = snippets(ROOT / "store/README.md", "python")
+    code, by_key = snippets(ROOT / "store/README.md", "python")
     names: dict[str, Any] = {"logits_of": lambda view, start, stop: logits[start:stop]}
     exec(code, names)  # a document of this repository
     np.testing.assert_array_equal(names["rows"], logits[[3, 1, 4]].astype(np.float16))
     assert {CacheSpec, CacheWriter, CacheReader} <= {value for value in names.values() if isinstance(value, type)}
+    (tmp_path / "retort-data").mkdir()
+    (tmp_path / "caches").rename(tmp_path / "retort-data/caches")
+    exec(by_key, names)
+    np.testing.assert_array_equal(names["logits_NC"], logits.astype(np.float16))
 
 
 @pytest.mark.slow

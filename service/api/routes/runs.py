@@ -1,29 +1,23 @@
 """Routes of runs: state, metrics, artifacts. Posting a job makes them."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse
 from starlette.responses import Response
 
 from service.api.auth import READ
 from service.api.dependencies import Context, Ctx, Whole, document, ends
-from service.api.middleware.etags import digest_headers, etag_matches
+from service.api.file_downloads import download
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.costs import Eta
 from service.api.schemas.runs import Artifact, ErrorInfo, Run, SetAside
 from service.db.models import ArtifactRecord, JobRecord, RunRecord
 from service.db.states import State
-from service.errors import NotFound, RangeNotSatisfiable
+from service.errors import NotFound
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 422, 500, 503))
-
-_PART = r"(?:\d{1,18}-\d{0,18}|-\d{1,18})"
-_RANGE = re.compile(rf"bytes=\s*{_PART}(?:\s*,\s*{_PART})*\s*")
-
 
 _EXPECTED = frozenset({State.QUEUED, State.RUNNING, State.LOST})
 
@@ -114,16 +108,7 @@ def download_artifact(run_id: str, name: str, request: Request, ctx: Ctx) -> Res
     file = next((file for file in ctx.queries.artifacts(run_id) if file.name == name), None)
     if file is None:
         raise NotFound("artifact", f"{run_id}/{name}")
-    path = path_of(file, ctx)
-    # Nothing that a run left is ever shown as a page of this origin.
-    headers = {**digest_headers(bytes.fromhex(file.sha256)), "X-Content-Type-Options": "nosniff"}
-    if etag_matches(request.headers.get("if-none-match", ""), headers["ETag"]):
-        return Response(status_code=304, headers=headers)
-    status = path.stat()
-    response = FileResponse(path, media_type=file.media_type, filename=name, headers=headers, stat_result=status)
-    if request.headers.get("if-range") in (None, headers["ETag"], response.headers["last-modified"]):
-        _check_range(request.headers.get("range"), status.st_size)
-    return response
+    return download(path_of(file, ctx), request, name=name, sha256=file.sha256, media_type=file.media_type)
 
 
 def path_of(file: ArtifactRecord, ctx: Context) -> Path:
@@ -133,16 +118,3 @@ def path_of(file: ArtifactRecord, ctx: Context) -> Path:
     if not path.is_relative_to(root) or not path.is_file():
         raise NotFound("file for artifact", f"{file.run_id}/{file.name}")
     return path
-
-
-def _check_range(header: str | None, size_bytes: int) -> None:
-    """Refuse, as a problem, the ranges that FileResponse would refuse as plain text."""
-    if header is None:
-        return
-    if not _RANGE.fullmatch(header):
-        raise RangeNotSatisfiable(header, size_bytes)
-    for part in header.strip().removeprefix("bytes=").split(","):
-        first, _, last = part.strip().partition("-")
-        start = int(first) if first else max(0, size_bytes - int(last))
-        if start >= size_bytes or (first and last and int(last) < start):
-            raise RangeNotSatisfiable(header, size_bytes)

@@ -1,11 +1,13 @@
 """Routes of teachers, datasets and caches, a method of the client each."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from service.client import documents
 from service.client.asynchronous.connection import ServiceConnection
+from service.client.asynchronous.download import download_file
 from service.client.transport import LONG_S, path_part
 
 
@@ -104,6 +106,32 @@ class ResourceRoutes:
         """Verify a cache: the service reads every checksum and statistic again, which takes long for a large one."""
         path = f"/v1/caches/{path_part(key)}/verify"
         return await self._connection.typed("POST", path, documents.CacheReport, timeout=LONG_S)
+
+    async def export_cache(
+        self,
+        key: str,
+        path: Path,
+        *,
+        format: Literal["npz", "parquet", "zarr"] = "npz",
+        on_bytes: Callable[[int], None] | None = None,
+    ) -> Path:
+        """Export a cache to one file: logits, statistics, sample ids and labels.
+
+        Args:
+            key: of the cache.
+            path: the file to write, replaced if it exists; its folder must exist.
+            format: ``zarr`` is a zip of the cache as it is stored.
+            on_bytes: called with the number of bytes there so far.
+
+        Raises:
+            DamagedDownload: the SHA-256 differs from the service's; the bytes are deleted.
+        """
+        url = f"/v1/caches/{path_part(key)}/export?format={format}"
+        # The service writes the file first, which takes long for a large cache.
+        head = await self._connection.send("HEAD", url, timeout=LONG_S)
+        digest, size_bytes = head.headers["etag"].strip('"'), int(head.headers["content-length"])
+        await download_file(self._connection, url, path, digest=digest, size_bytes=size_bytes, on_bytes=on_bytes)
+        return path
 
     async def delete_cache(self, key: str) -> None:
         """Delete a cache; refused while it is pinned or a job that is being worked on uses it."""

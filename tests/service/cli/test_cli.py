@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from service.cli import main
@@ -476,6 +477,15 @@ def test_cache_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Ret
     assert is_one_line(err)
     assert cache_cli("delete", key[:8])[0] == 0
     assert key[:12] not in cache_cli("list")[1]
+
+
+def test_cache_export_writes_one_file(api: Api, cache_cli: Retort, tmp_path: Path) -> None:
+    spec = make_spec(samples=300)
+    write_cache(api.settings.caches_dir, spec)
+    path = tmp_path / "cache.npz"
+    assert cache_cli("export", spec.key[:8], "--output", path)[0] == 0
+    with np.load(path) as arrays:
+        assert arrays["logits"].shape == (1, 300, 10)
 
 
 def test_cache_verify_of_a_damaged_one_names_the_file(api: Api, cache_cli: Retort) -> None:
