@@ -259,6 +259,22 @@ def test_writer_add_provenance_lists_every_origin_once_and_never_refuses_a_cache
     assert Catalog(tmp_path).verify(spec.key).ok
 
 
+def test_writer_records_the_origin_of_a_block_before_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash in between leaves no block whose origin is not known."""
+    spec = make_spec()
+    writer = CacheWriter(tmp_path, spec)
+
+    def crash(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(CacheWriter, "_write_and_commit", crash)
+    _, start, stop = spec.block_range(0)
+    with pytest.raises(InterruptedError):
+        writer.write_block(0, make_logits(spec)[start:stop], origin={"device": "H200"})
+    assert (writer.path / layout.provenance_name(canonical_json({"device": "H200"}))).is_file()
+    assert 0 in writer.pending_blocks()
+
+
 def test_writer_that_finishes_twice_keeps_the_first_marker_and_provenance_joins(tmp_path: Path) -> None:
     spec = make_spec()
     writer = CacheWriter(tmp_path, spec, provenance={"device": "cpu"})

@@ -403,9 +403,9 @@ def test_progress_is_told_at_the_end_and_else_at_most_every_quarter_second(
 
 
 def behind(function: Callable[..., object], opened: threading.Event) -> Callable[..., object]:
-    def waiting(*args: object) -> object:
+    def waiting(*args: object, **named: object) -> object:
         assert opened.wait(20), "the other thread did not go ahead"
-        return function(*args)
+        return function(*args, **named)
 
     return waiting
 
