@@ -49,7 +49,7 @@ class SampleFacts:
     labels: npt.NDArray[np.int64]
 
 
-def export_cache(root: Path, key: str, format: ExportFormat, path: Path, facts: SampleFacts | None = None) -> None:
+def export_cache(root: Path, key: str, format: ExportFormat, path: Path, *, facts: SampleFacts | None = None) -> None:
     """Write a cache to ``path``, which is replaced.
 
     Every byte is compared with its checksum first.
@@ -69,25 +69,27 @@ def _write_npz(reader: CacheReader, path: Path, facts: SampleFacts | None) -> No
     spec = reader.spec
     with zipfile.ZipFile(path, "w") as archive:
         shape = (spec.views, spec.samples, spec.classes)
-        _add_array(archive, "logits", spec.numpy_dtype, shape, (rows for _, _, rows in _blocks(reader)))
+        rows = (rows_BC for _, _, rows_BC in _blocks(reader))
+        _add_array(archive, "logits", rows, dtype=spec.numpy_dtype, shape=shape)
         for name in STATISTICS:
             views = (reader.statistics(view)[name] for view in range(spec.views))
-            _add_array(archive, name, np.dtype("<f4"), shape[:2], views)
+            _add_array(archive, name, views, dtype=np.dtype("<f4"), shape=shape[:2])
         text = np.asarray(spec.model_dump_json())
-        _add_array(archive, "spec", text.dtype, (), [text])
+        _add_array(archive, "spec", [text], dtype=text.dtype, shape=())
         if facts is not None:
             dtype = np.dtype(f"<U{max(map(len, facts.ids))}")
             pieces = (np.asarray(facts.ids[start : start + _PIECE], dtype) for start in range(0, spec.samples, _PIECE))
-            _add_array(archive, "sample_ids", dtype, (spec.samples,), pieces)
-            _add_array(archive, "labels", np.dtype("<i8"), (spec.samples,), [facts.labels])
+            _add_array(archive, "sample_ids", pieces, dtype=dtype, shape=(spec.samples,))
+            _add_array(archive, "labels", [facts.labels], dtype=np.dtype("<i8"), shape=(spec.samples,))
 
 
 def _add_array(
     archive: zipfile.ZipFile,
     name: str,
+    pieces: Iterator[npt.NDArray[np.generic]] | Sequence[npt.NDArray[np.generic]],
+    *,
     dtype: np.dtype[np.generic],
     shape: tuple[int, ...],
-    pieces: Iterator[npt.NDArray[np.generic]] | Sequence[npt.NDArray[np.generic]],
 ) -> None:
     """Write an array piece by piece, as ``np.savez`` would whole."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

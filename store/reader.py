@@ -1,21 +1,18 @@
 """Reader of a cache in a training loop.
 
 A reader opens only a finished cache of exactly the spec it was asked for, and names every field that differs
-otherwise. Opening checks that every file is there, has its size and is the one that was committed, and loads and
-verifies all statistics (they are small). It does not read the logits: a flipped bit in them is found by logits(),
-which checks every byte that it loads, and by Catalog.verify.
+otherwise. Opening checks every file's presence, size and commit, and loads and verifies all statistics. It does not
+read the logits: a flipped bit in them is found by logits(), which checks every byte, and by Catalog.verify.
 
 Three ways to the logits, by size:
-
 - logits(view): one view copied into memory and verified, for views that fit in memory or on the GPU.
 - gather(view, rows): the rows of a batch, straight from the page cache, which all processes share.
-- row_map(view, order).gather(start, stop): the same with the index arithmetic and bounds check of a whole epoch done
-  once, which makes it as fast as np.memmap over one flat file. Its prefetch() is for logits that are not in memory yet.
+- row_map(view, order).gather(start, stop): the same with the index arithmetic and bounds check of an epoch done once,
+  as fast as np.memmap over one flat file. Its prefetch() is for logits that are not in memory yet.
 
 A lossy cache hands out the same, decoded to float32 (see ``store.encodings``); only logits() decodes all at once.
-
-Gather in the training process. Through a DataLoader worker the same rows cost 15 to 100 times as much. Never index the
-zarr arrays per batch: zarr decodes a whole chunk for each row (700-5000x slower).
+Gather in the training process: through a DataLoader worker the same rows cost 15 to 100 times as much, and indexing the
+zarr arrays 700 to 5,000 times, for zarr decodes a whole chunk for each row.
 
 Shapes: B rows of a batch, N samples, C classes.
 """
@@ -62,16 +59,10 @@ class CacheReader:
 
     @classmethod
     def from_key(cls, root: Path | str, key: str) -> "CacheReader":
-        """Open a cache by its key alone. Raises the errors of the constructor, and InvalidArgument."""
+        """Open a cache by its key; its folder is ``root / key``. Raises the constructor's errors and InvalidArgument."""
         reader = cls.__new__(cls)
         reader._open(Path(root), key, None)
         return reader
-
-    @classmethod
-    def from_path(cls, path: Path | str) -> "CacheReader":
-        """Open a cache by its folder. Raises as ``from_key``."""
-        whole = Path(path).resolve()
-        return cls.from_key(whole.parent, whole.name)
 
     def _open(self, root: Path, key: str, asked: CacheSpec | None) -> None:
         self._root = root

@@ -107,7 +107,7 @@ class FolderCaches:
         from store.export import export_cache
 
         facts = facts_of(self._data_dir / "datasets", self._catalog.spec(key))
-        export_cache(self._catalog.root, key, format, path, facts)
+        export_cache(self._catalog.root, key, format, path, facts=facts)
 
 
 def _document(entry: "CacheEntry") -> Document:

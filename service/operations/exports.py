@@ -64,7 +64,7 @@ def export_once(
             check_room()
             partial = path.with_name(path.name + _PARTIAL)
             try:
-                export_cache(caches_dir, key, format, partial, facts())
+                export_cache(caches_dir, key, format, partial, facts=facts())
                 partial.replace(path)
             except ModuleNotFoundError as error:
                 raise NotInstalled("Parquet files need", str(error.name), "datasets") from error

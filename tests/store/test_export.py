@@ -37,7 +37,7 @@ def facts_of(spec: CacheSpec) -> SampleFacts:
 @pytest.mark.parametrize("spec", [SPEC, SPARSE], ids=["dense", "sparse"])
 def test_export_to_npz_holds_what_a_reader_hands_out(root: Path, tmp_path: Path, spec: CacheSpec) -> None:
     facts = facts_of(spec)
-    export_cache(root, spec.key, "npz", tmp_path / "cache.npz", facts)
+    export_cache(root, spec.key, "npz", tmp_path / "cache.npz", facts=facts)
     with np.load(tmp_path / "cache.npz", allow_pickle=False) as arrays, CacheReader(root, spec) as reader:
         for view in range(spec.views):
             np.testing.assert_array_equal(arrays["logits"][view], reader.logits(view))
@@ -52,7 +52,7 @@ def test_export_to_npz_holds_what_a_reader_hands_out(root: Path, tmp_path: Path,
 @pytest.mark.parametrize("spec", [SPEC, SPARSE], ids=["dense", "sparse"])
 def test_export_to_parquet_has_a_row_for_each_view_of_each_sample(root: Path, tmp_path: Path, spec: CacheSpec) -> None:
     facts = facts_of(spec)
-    export_cache(root, spec.key, "parquet", tmp_path / "cache.parquet", facts)
+    export_cache(root, spec.key, "parquet", tmp_path / "cache.parquet", facts=facts)
     table = pq.read_table(tmp_path / "cache.parquet")
     assert len(table) == spec.views * spec.samples
     with CacheReader(root, spec) as reader:
@@ -68,7 +68,7 @@ def test_export_to_parquet_has_a_row_for_each_view_of_each_sample(root: Path, tm
 
 
 def test_export_to_zarr_is_opened_by_zarr(root: Path, tmp_path: Path) -> None:
-    export_cache(root, SPEC.key, "zarr", tmp_path / "cache.zarr.zip", facts_of(SPEC))
+    export_cache(root, SPEC.key, "zarr", tmp_path / "cache.zarr.zip", facts=facts_of(SPEC))
     with CacheReader(root, SPEC) as reader, zarr.storage.ZipStore(tmp_path / "cache.zarr.zip", mode="r") as store:
         group = zarr.open_group(store, mode="r")
         for view in range(SPEC.views):
