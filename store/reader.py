@@ -59,7 +59,7 @@ class CacheReader:
 
     @classmethod
     def from_key(cls, root: Path | str, key: str) -> "CacheReader":
-        """Open a cache by its key; its folder is ``root / key``. Raises the constructor's errors and InvalidArgument."""
+        """Open a cache by its key; of the folder ``root / key``. Raises the constructor's errors, InvalidArgument."""
         reader = cls.__new__(cls)
         reader._open(Path(root), key, None)
         return reader
