@@ -126,6 +126,8 @@ def add_dataset(
     spec: Document = {"kind": kind, **{field: value for field, value in fields.items() if value is not None}}
     with options.client() as client:
         made = client.create_dataset(name, spec)
+    for note in made.get("notes") or ():
+        render.console(stderr=True).print(f"note: {note}")
     options.show(made, lambda: Text(made["id"]))
 
 

@@ -1,5 +1,6 @@
 """Routes of named datasets. The files are the operator's, below the data root; none is uploaded, and none deleted."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Response
@@ -20,14 +21,15 @@ router = APIRouter(
 )
 
 
-def show(row: DatasetRecord) -> Dataset:
-    """Document of a dataset's row."""
+def show(row: DatasetRecord, notes: Sequence[str] | None = None) -> Dataset:
+    """Document of a dataset's row, with the notes of its examination where it was examined."""
     return Dataset(
         id=row.id,
         name=row.name,
         spec=DATASET.validate_python(row.spec),
         classes=row.classes,
         samples=row.samples,
+        notes=None if notes is None else list(notes),
         created_at=row.created_at,
     )
 
@@ -59,7 +61,7 @@ def create_dataset(
     )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
-    return show(row)
+    return show(row, source.notes)
 
 
 @router.get(

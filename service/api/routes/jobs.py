@@ -159,7 +159,7 @@ def create_job(
     if dry_run:
         plan, teacher, source = check_job(request, ctx)
         response.status_code = 200
-        warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+        warnings = [*source.notes, *gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)]
         return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
     idempotency = None
     if idempotency_key is not None:

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from service.api.schemas.base import Document, Name
 from workers.config.dataset import DatasetSpec
@@ -30,4 +30,7 @@ class Dataset(Document):
     spec: DatasetSpec
     classes: int | None
     samples: dict[str, int] | None
+    notes: list[str] | None = Field(
+        description="how the files were understood, in sentences; null but where they were just registered"
+    )
     created_at: datetime

@@ -157,6 +157,7 @@ class Source:
         class_counts: of a folder, pictures of each class in label order; empty for other kinds.
         ignored: files below a folder's classes that are no pictures.
         release: of a built-in dataset.
+        notes: sentences about how the files were understood, where that is not plain: labels that were numbered anew.
     """
 
     spec: DatasetKind
@@ -168,6 +169,7 @@ class Source:
     class_counts: "Mapping[Split, tuple[int, ...]]" = field(default_factory=dict)
     ignored: tuple[Path, ...] = ()
     release: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def splits(self) -> "tuple[Split, ...]":
