@@ -86,7 +86,7 @@ def _prepare(
             dataset = _remembered(pointer, work_dir, listed)
         reused = dataset is not None
         if dataset is None:
-            _warn(source, emit)
+            _warn_of_ignored(source, emit)
             partial = work_dir / f"{decoded.PARTIAL_PREFIX}{name}"
             shutil.rmtree(partial, ignore_errors=True)
             try:
@@ -138,9 +138,7 @@ def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Datase
     return None
 
 
-def _warn(source: Source, emit: Emit) -> None:
-    for note in source.notes:
-        emit(Log(level="warning", message=note))
+def _warn_of_ignored(source: Source, emit: Emit) -> None:
     if source.ignored and source.path:
         first = source.ignored[0].relative_to(source.path)
         emit(

@@ -7,7 +7,11 @@ from workers.data.kinds.base import DatasetKind
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
+from workers.data.kinds.parquet import ParquetDataset
+from workers.data.kinds.stl10 import Stl10Dataset
+from workers.data.kinds.svhn import SvhnDataset
 from workers.data.kinds.torchvision_sets import TorchvisionDataset
+from workers.data.kinds.webdataset import WebDataset
 
 # By the value of ``kind``. The order is that of help texts, tables and error messages.
 KINDS: dict[str, type[DatasetKind]] = {
@@ -15,8 +19,12 @@ KINDS: dict[str, type[DatasetKind]] = {
     for cls in (
         DigitsDataset,
         TorchvisionDataset,
+        SvhnDataset,
+        Stl10Dataset,
         FolderDataset,
         NpzDataset,
+        ParquetDataset,
+        WebDataset,
     )
     for kind in cls.kinds
 }
