@@ -131,6 +131,16 @@ def add_dataset(
     options.show(made, lambda: Text(made["id"]))
 
 
+@datasets.command("bad-pictures")
+def bad_pictures(context: typer.Context, id: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
+    """List the pictures that cannot be decoded, as jobs have found, with the reasons."""
+    options = session(context)
+    with options.client() as client:
+        found = list(client.bad_pictures(id))
+    rows = [(item["split"], item["sample_id"], item["reason"], "yes" if item["left_out"] else "no") for item in found]
+    options.show(found, lambda: render.table(("split", "sample", "reason", "left out"), rows))
+
+
 @datasets.command("delete")
 def delete_dataset(
     context: typer.Context,

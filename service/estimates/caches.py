@@ -90,7 +90,7 @@ def expected_caches(
     for split in wanted:
         count, is_exact = _samples(plan.validation, source, split)
         splits[split] = known.get(split) or KnownSplit(_UNKNOWN, count, height, width)
-        if is_exact or split in known:
+        if (is_exact and not plan.dataset.leaves_out) or split in known:
             exact.add(split)
     cached = () if plan.evaluate else ("train",)
     shown = [split for split in wanted if split != "train" or split in cached]

@@ -1,7 +1,7 @@
 """One small set of pictures in each form in which people have datasets, written by the tool that writes it in the wild.
 
-Twelve training and eight test pictures of 8 x 8 pixels in four classes; PNG where a form holds encoded pictures, so that
-every form holds the same pixels, labels and class names, in the same order.
+Twelve training and eight test pictures of 8 x 8 pixels in four classes; PNG where a form holds encoded pictures, so
+that every form holds the same pixels, labels and class names, in the same order.
 """
 
 import io

@@ -163,9 +163,10 @@ class Plan(Spec):
             )
         validates = has_own or self.validation is not None
         if self.test is not None and "test" not in of_dataset:
+            holdout = "" if validates else ' with `"validation": {"holdout": 0.1}`'
             raise InvalidJob(
-                f'the dataset has no test split (it has {", ".join(of_dataset)}): add one, or say `"test": null`, '
-                "and nothing is measured on one"
+                f'the dataset has no test split (it has {", ".join(of_dataset)}): add one, or say `"test": null`'
+                f"{holdout}, and nothing is measured on one"
             )
         if not validates and self.test is None:
             raise InvalidJob(

@@ -5,10 +5,12 @@ Legend: N samples, b samples of a block, H x W pixels, C channels.
 
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.data.bad_pictures import BadPicture
 from workers.data.labels import Labels
 from workers.errors import Stopped
 from workers.events import ShouldStop
@@ -30,12 +32,19 @@ class Decoding:
         class_names: in label order.
         blocks: uint8 [b, H, W, C], in sample order, N in all; can be iterated once. Raises
             InvalidDataset if pictures cannot be read, naming ten at most, Stopped when asked to stop.
+        sample_ids: of each sample, in its order: a file's name below the dataset's folder, or a key; None stands for
+            the numbers of the rows.
+        left_out: bad pictures that are none of the N samples.
+        files: of pictures that are files of their own, those of the N samples.
     """
 
     shape: tuple[int, int, int, int]
     labels_N: Labels
     class_names: tuple[str, ...]
     blocks: Blocks
+    sample_ids: Sequence[str] | None = None
+    left_out: Sequence[BadPicture] = ()
+    files: Sequence[Path] | None = None
 
 
 def from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], should_stop: ShouldStop) -> Decoding:

@@ -4,14 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from workers.errors import InvalidDataset
-from workers.texts import code_points, composed, listed
+from workers.texts import code_points, composed, listed, shortened
+
+NAME_MAX_CHARACTERS = 255  # as of a folder
 
 
 def check_class_names(names: Iterable[str], path: Path) -> None:
     """Check the class names of a dataset at ``path``.
 
     Raises:
-        InvalidDataset: fewer than two, one twice, or one that is no text or looks like another.
+        InvalidDataset: fewer than two, one twice, or one that is too long, no text or looks like another.
     """
     names = list(names)
     if len(names) < 2 or len(set(names)) != len(names):
@@ -23,6 +25,11 @@ def check_class_names(names: Iterable[str], path: Path) -> None:
             name.encode()
         except UnicodeEncodeError as error:
             raise InvalidDataset(f"{path}: the class name {name!r} is not valid UTF-8") from error
+        if len(name) > NAME_MAX_CHARACTERS:
+            raise InvalidDataset(
+                f"{path}: the class name {shortened(name, 80)!r} has {len(name)} characters, at most "
+                f"{NAME_MAX_CHARACTERS} are allowed: shorten it"
+            )
     check_told_apart(names, path)
 
 

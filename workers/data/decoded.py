@@ -27,6 +27,8 @@ META = "meta.json"
 PARTIAL_PREFIX = ".partial-"
 # Of the folder of a split whose pictures stay files, and of one that is rows of another.
 FILES_SUFFIX, ROWS_SUFFIX = ".files", ".rows"
+# In the place of a note's own suffix: the report of bad pictures of the same source.
+REPORT_SUFFIX = ".bad.jsonl"
 _DELETED_PREFIX = ".deleted-"
 # Between two processes of one job nobody has it open; what the job uses is in the database by then.
 IDLE = timedelta(minutes=10)
@@ -178,6 +180,7 @@ def remove(work_dir: Path, name: str, unused_since: datetime) -> int:
             for path, note in _notes(work_dir):
                 if note["fingerprint"] == fingerprint:
                     path.unlink(missing_ok=True)
+                    path.with_suffix(REPORT_SUFFIX).unlink(missing_ok=True)
         sync_folder(work_dir)
     shutil.rmtree(doomed, ignore_errors=True)
     return size_bytes

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.blocks import Pictures
+from workers.data.picture_decoder import PictureDecoder
 from workers.errors import InvalidDataset
 
 NAMES, FILES = "names.npy", "files.npy"
@@ -48,21 +49,19 @@ class PictureFiles:
         folder: holds the list's two arrays.
         root: the folder that the names are relative to.
         shape: (H, W, C) of every picture.
-        image_size: (height, width) that pictures are resized to; None where they have one size already.
+        decoder: of the dataset's pictures.
     """
 
-    def __init__(
-        self, folder: Path, root: Path, shape: tuple[int, int, int], image_size: tuple[int, int] | None
-    ) -> None:
+    def __init__(self, folder: Path, root: Path, shape: tuple[int, int, int], decoder: PictureDecoder) -> None:
         self._names = np.load(folder / NAMES, mmap_mode="r", allow_pickle=False)
         self._files_N3 = np.load(folder / FILES, mmap_mode="r", allow_pickle=False)
         self._folder = folder
         self._root = root
-        self._image_size = image_size
+        self._decoder = decoder
         self.shape = shape
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return PictureFiles, (self._folder, self._root, self.shape, self._image_size)
+        return PictureFiles, (self._folder, self._root, self.shape, self._decoder)
 
     def __len__(self) -> int:
         return len(self._files_N3)
@@ -117,10 +116,7 @@ class PictureFiles:
                 f"{name} has changed since the dataset was prepared: it has {status.st_size:,} bytes and was modified "
                 f"at {status.st_mtime_ns} ns, then {expected_bytes:,} bytes at {expected_ns} ns. Submit the job again"
             )
-        # Here, for a process that opens datasets without decoding any may lack the decoders' packages.
-        from workers.data.pictures import decode_picture
-
-        picture = decode_picture(data, name, self._image_size)
+        picture = self._decoder.decode(data, name)
         if picture.shape != self.shape:
             raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the dataset was prepared")
         return picture

@@ -21,7 +21,6 @@ from workers.texts import listed, shortened
 Values = NDArray[np.int64]
 
 CLASSES_MAX = 100_000
-NAME_MAX_CHARACTERS = 255  # as of a folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,14 +110,9 @@ def classes_of_names(found: Collection[str], names: Sequence[str] | None, where:
         names: in the order of their numbers, where the dataset lists them; None is alphabetical.
 
     Raises:
-        InvalidDataset: too many classes, or a name that is too long.
+        InvalidDataset: too many classes.
     """
     check_number(len(found), where)
-    longest = max(map(len, found), default=0)
-    if longest > NAME_MAX_CHARACTERS:
-        raise InvalidDataset(
-            f"{where}: a class name has {longest} characters, at most {NAME_MAX_CHARACTERS} are allowed: shorten it"
-        )
     return NamedClasses(tuple(sorted(found) if names is None else names))
 
 

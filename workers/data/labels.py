@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.data.class_names import NAME_MAX_CHARACTERS
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
-from workers.data.label_values import NAME_MAX_CHARACTERS, Classes, check_number, classes_of, distinct
+from workers.data.label_values import Classes, check_number, classes_of, distinct
 from workers.errors import InvalidDataset
 from workers.events import Split
 
@@ -48,7 +49,9 @@ def npz_classes(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> Cl
     if names is None:
         check_labels(values[values < 0], int((values >= 0).sum()), f"{path}: {arrays['train']}")
         if len(values) < 2:
-            raise InvalidDataset(f"{path}: all {count} training labels are {values[0]}: at least two classes are needed")
+            raise InvalidDataset(
+                f"{path}: all {count} training labels are {values[0]}: at least two classes are needed"
+            )
     return classes_of(values, names)
 
 

@@ -1,6 +1,6 @@
-"""Blocks of pictures decoded from image files by threads, a bounded number of blocks ahead.
+"""Blocks of pictures decoded by threads (PIL releases the interpreter lock), a bounded number of blocks ahead.
 
-Messages count every damaged picture, not the first alone.
+Messages count every bad picture, not the first alone.
 
 Legend: b samples of a block, H x W pixels.
 """
@@ -9,101 +9,104 @@ import contextlib
 import math
 import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from workers.data.bad_pictures import BadPicture, BadPictures
 from workers.data.blocks import Blocks, Pictures, block_rows, check_stop
-from workers.data.pictures import read_picture
+from workers.data.encoded_rows import EncodedRows
+from workers.data.picture_decoder import PictureDecoder
 from workers.errors import InvalidDataset
 from workers.events import ShouldStop
 from workers.spec import Size
 
 # Of blocks that are being decoded or wait, all together; one or two larger ones are.
 _AHEAD_BYTES = 512 << 20
+# Pictures of a block, and of those that are decoded at a time to find the bad ones, at most.
+_STEP_MAX, _FIND_STEP = 256, 32
 
-# Damaged pictures that a message names.
-_NAMED_MAX = 10
+ResultT = TypeVar("ResultT")
 
 
-def first_size(files: Sequence[Path], should_stop: ShouldStop) -> tuple[int, int]:
-    """Size (height, width) of the first training picture that can be decoded; both splits must have it.
+def first_size(rows: EncodedRows, decoder: PictureDecoder, should_stop: ShouldStop) -> tuple[int, int]:
+    """Size (height, width) of the first training picture that can be decoded; every split must have it.
 
     Raises:
-        InvalidDataset: no picture can be decoded.
+        BadPictures: no picture can be decoded.
         Stopped: ``should_stop`` returned true.
     """
-    damages = _Damages(len(files))
-    for path in files:
+    bad = []
+    for row in range(len(rows)):
         check_stop(should_stop)
-        try:
-            height, width, _ = read_picture(path, None).shape
-        except InvalidDataset as error:
-            damages.add([str(error)])
-        else:
-            return height, width
-    raise damages.error()
+        picture = _picture(rows, row, decoder)
+        if not isinstance(picture, BadPicture):
+            return picture.shape[0], picture.shape[1]
+        bad.append(picture)
+    raise BadPictures(bad, len(rows))
 
 
-class _Damages:
-    """Pictures that cannot be used: the first are named, all counted."""
+def find_bad(rows: EncodedRows, decoder: PictureDecoder, should_stop: ShouldStop) -> list[BadPicture]:
+    """Decode every picture, keep none, and list those that are damaged.
 
-    def __init__(self, pictures: int) -> None:
-        self.count = 0
-        self._pictures = pictures
-        self._named: list[str] = []
+    Raises:
+        BadPictures: pictures cannot be read from the disk: they may be whole.
+        Stopped: ``should_stop`` returned true.
+    """
 
-    def add(self, sentences: Sequence[str]) -> None:
-        self.count += len(sentences)
-        self._named += sentences[: _NAMED_MAX - len(self._named)]
+    def bad_of(start: int) -> list[BadPicture]:
+        found = (_picture(rows, row, decoder) for row in range(start, min(start + _FIND_STEP, len(rows))))
+        return [each for each in found if isinstance(each, BadPicture)]
 
-    def error(self) -> InvalidDataset:
-        if self.count == 1:
-            return InvalidDataset(self._named[0])
-        more = f"; and {self.count - _NAMED_MAX} more" if self.count > _NAMED_MAX else ""
-        return InvalidDataset(
-            f"{self.count} of {self._pictures} pictures cannot be used: {'; '.join(self._named)}{more}"
-        )
+    bad = [each for group in _in_threads(bad_of, len(rows), _FIND_STEP, should_stop=should_stop) for each in group]
+    unread = [each for each in bad if not each.is_damaged]
+    if unread:
+        raise BadPictures(unread, len(rows))
+    return bad
 
 
-def read_blocks(files: Sequence[Path], resize_to: Size | None, size: Size, should_stop: ShouldStop) -> Blocks:
-    """Yield blocks up to the first damaged picture; then decode the others, to name all damaged ones.
+def read_blocks(rows: EncodedRows, decoder: PictureDecoder, size: Size, should_stop: ShouldStop) -> Blocks:
+    """Yield blocks up to the first bad picture; then decode the others, to name all bad ones.
 
     Args:
-        resize_to: (height, width) in pixels that pictures are resized to; None leaves them.
         size: (height, width) of every picture.
 
     Raises:
-        InvalidDataset: pictures are damaged or of another size; names ten at most.
+        BadPictures: pictures are damaged or of another size.
         Stopped: ``should_stop`` returned true.
     """
-    damages = _Damages(len(files))
-    with contextlib.closing(_decoded(files, resize_to, size, should_stop)) as decoded:
-        for block, found in decoded:
-            damages.add(found)
-            if not damages.count:
-                yield block
-    if damages.count:
-        raise damages.error()
-
-
-def _decoded(
-    files: Sequence[Path], resize_to: Size | None, size: Size, should_stop: ShouldStop
-) -> Generator[tuple[Pictures, list[str]], None, None]:
-    """Results of ``_pictures``, from threads (PIL releases the interpreter lock), a bounded number of blocks ahead."""
     row_bytes = math.prod(size) * 3
-    step = min(256, block_rows(row_bytes))
-    blocks_max = max(1, _AHEAD_BYTES // (step * row_bytes))
-    threads = min(len(os.sched_getaffinity(0)), blocks_max)
+    step = min(_STEP_MAX, block_rows(row_bytes))
+    bad: list[BadPicture] = []
+
+    def block_of(start: int) -> tuple[Pictures, list[BadPicture]]:
+        return _block(rows, range(start, min(start + step, len(rows))), decoder, size)
+
+    decoded = _in_threads(block_of, len(rows), step, should_stop=should_stop, result_bytes=step * row_bytes)
+    with contextlib.closing(decoded):
+        for block, found in decoded:
+            bad += found
+            if not bad:
+                yield block
+    if bad:
+        raise BadPictures(bad, len(rows))
+
+
+def _in_threads(
+    work: Callable[[int], ResultT], count: int, step: int, *, should_stop: ShouldStop, result_bytes: int = 1
+) -> Generator[ResultT, None, None]:
+    """Results of ``work`` for 0, step, 2 step ... below ``count``, in order, a bounded number ahead."""
+    ahead_max = max(1, _AHEAD_BYTES // result_bytes)
+    threads = min(len(os.sched_getaffinity(0)), ahead_max)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-    pending: deque[Future[tuple[Pictures, list[str]]]] = deque()
+    pending: deque[Future[ResultT]] = deque()
     try:
-        for start in range(0, len(files), step):
+        for start in range(0, count, step):
             check_stop(should_stop)
-            pending.append(pool.submit(_pictures, files[start : start + step], resize_to, size))
-            if len(pending) > min(2 * threads, blocks_max):
+            pending.append(pool.submit(work, start))
+            if len(pending) > min(2 * threads, ahead_max):
                 yield pending.popleft().result()
         while pending:
             check_stop(should_stop)
@@ -112,21 +115,31 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _pictures(files: Sequence[Path], resize_to: Size | None, size: Size) -> tuple[Pictures, list[str]]:
-    """Decode a block, uint8 [b, H, W, 3], with a sentence for each picture that cannot be used."""
-    block = np.empty((len(files), *size, 3), dtype=np.uint8)
-    damages = []
-    for row, path in zip(block, files, strict=True):
-        try:
-            picture = read_picture(path, resize_to)
-        except InvalidDataset as error:
-            damages.append(str(error))
-            continue
-        if picture.shape == row.shape:
-            row[:] = picture
+def _block(rows: EncodedRows, numbers: range, decoder: PictureDecoder, size: Size) -> tuple[Pictures, list[BadPicture]]:
+    """Decode a block, uint8 [b, H, W, 3], and list the pictures that cannot be used."""
+    block = np.empty((len(numbers), *size, 3), dtype=np.uint8)
+    bad = []
+    for place, row in zip(block, numbers, strict=True):
+        picture = _picture(rows, row, decoder)
+        if isinstance(picture, BadPicture):
+            bad.append(picture)
+        elif picture.shape == place.shape:
+            place[:] = picture
         else:
-            damages.append(
-                f"{path} is {picture.shape[0]} x {picture.shape[1]} pixels (height x width), the first "
+            reason = (
+                f"is {picture.shape[0]} x {picture.shape[1]} pixels (height x width), the first "
                 f"training picture {size[0]} x {size[1]}: give image_size to resize all"
             )
-    return block, damages
+            bad.append(BadPicture(row, rows.ids[row], reason, rows.place(row), is_damaged=False))
+    return block, bad
+
+
+def _picture(rows: EncodedRows, row: int, decoder: PictureDecoder) -> Pictures | BadPicture:
+    place = rows.place(row)
+    try:
+        return decoder.decode(rows.read(row), place)
+    except InvalidDataset as error:
+        return BadPicture(row, rows.ids[row], str(error).removeprefix(f"{place} "), place)
+    except OSError as error:
+        reason = f"cannot be read as a picture: {error.strerror or error}"
+        return BadPicture(row, rows.ids[row], reason, place, is_damaged=False)

@@ -1,10 +1,10 @@
 """Decoding of one image file to RGB.
 
-Pictures are decoded by PIL to RGB, grey and palette ones included; EXIF orientation is not applied and transparency is
-dropped, as torchvision's ``ImageFolder`` does. Pictures that would lose values silently (16 and 32 bits) are refused.
-With a size they are resized by PIL's bilinear filter, which smooths when it shrinks: photographs are shrunk a lot, and
-once. (``workers.augmentation.apply.resize`` does not smooth; it serves small changes of pictures that are prepared
-already.) What PIL makes of a file is what its pixels are; another decoder may only be faster.
+Pictures are decoded by PIL to RGB, grey and palette ones included; transparency is dropped, and EXIF orientation is not
+applied unless asked for, as torchvision's ``ImageFolder`` does. Pictures that would lose values silently (16 and 32
+bits) are refused. With a size they are resized by PIL's bilinear filter, which smooths when it shrinks: photographs are
+shrunk a lot, and once. (``workers.augmentation.apply.resize`` does not smooth; it serves small changes of pictures that
+are prepared already.) What PIL makes of a file is what its pixels are; another decoder may only be faster.
 
 Legend: H x W pixels.
 """
@@ -27,6 +27,18 @@ from workers.texts import shortened
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
+# Of the EXIF tag 0x0112: how the stored pixels have to be turned to be upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
 # Start of a frame that is neither baseline nor progressive with Huffman codes, or of tables for one.
 _RARE_JPEG = re.compile(rb"\xff[\xc3\xc5-\xc7\xc9-\xcf]")
 
@@ -41,25 +53,25 @@ PIXELS_MAX = 1 << 26
 FILE_MAX_BYTES = 256 << 20
 
 
-def read_picture(path: Path, size: tuple[int, int] | None) -> Pictures:
-    """Decode the file ``path``: uint8 [H, W, 3], resized to (height, width) if given.
+def read_file(path: Path) -> bytes:
+    """Content of an image file.
 
     Raises:
-        InvalidDataset: it cannot be read, is too large or damaged, or no picture of 8 bits a channel.
+        InvalidDataset: it is too large.
+        OSError: it cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_MAX_BYTES + 1)
-    except OSError as error:
-        raise InvalidDataset(f"{path} cannot be read as a picture: {error}") from error
+    with path.open("rb") as file:
+        data = file.read(FILE_MAX_BYTES + 1)
     if len(data) > FILE_MAX_BYTES:
         raise InvalidDataset(
             f"{path} has {path.stat().st_size} bytes, and a picture may have at most {FILE_MAX_BYTES}: make it smaller"
         )
-    return decode_picture(data, path, size)
+    return data
 
 
-def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pictures:
+def decode_picture(
+    data: bytes, path: Path | str, size: tuple[int, int] | None, *, exif_orientation: bool = False
+) -> Pictures:
     """Decode the content of the file ``path``: uint8 [H, W, 3], resized to (height, width) if given.
 
     Every picture is decoded here, so that all processes get the same bits.
@@ -77,12 +89,15 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
                 )
             if image.mode not in _MODES:
                 raise ValueError(f"its pixels are of the type {image.mode}, only 8 bit ones are supported")
-            if size is None and (pixels := _jpeg_pixels(data, image)) is not None:
+            turn = _turn(image) if exif_orientation else None
+            if size is None and turn is None and (pixels := _jpeg_pixels(data, image)) is not None:
                 return pixels
             # Straight to RGB, PIL would warn about palettes with transparency.
             opaque = image.convert("RGBA") if "transparency" in image.info else image
             # Converted to its own mode, it would be copied.
             picture = opaque if opaque.mode == "RGB" else opaque.convert("RGB")
+            if turn is not None:
+                picture = picture.transpose(turn)
             if size is not None:
                 picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             return np.asarray(picture)
@@ -95,7 +110,16 @@ def decode_picture(data: bytes, path: Path, size: tuple[int, int] | None) -> Pic
         raise InvalidDataset(f"{path} cannot be read as a picture: {what}, which is none of {formats}") from None
     except Exception as error:
         # A damaged file makes PIL's decoders raise nearly anything (OSError, SyntaxError, KeyError ...).
-        raise InvalidDataset(f"{path} cannot be read as a picture: {shortened(error)}") from error
+        ends_early = " (the file ends before its picture does)" if "truncated" in str(error).lower() else ""
+        raise InvalidDataset(f"{path} cannot be read as a picture: {shortened(error)}{ends_early}") from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Transposition that makes a picture upright; None where it is, or where its EXIF data cannot be read."""
+    # EXIF data is parsed only here, and a stranger's may make that raise nearly anything.
+    with contextlib.suppress(Exception):
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    return None
 
 
 def _jpeg_pixels(data: bytes, image: ImageFile.ImageFile) -> Pictures | None:

@@ -5,6 +5,8 @@ map it without decoding:
 
     <fingerprint>/images.npy    uint8 [N, H, W, C]
     <fingerprint>/labels.npy    int64 [N]
+    <fingerprint>/row_digests.npy    uint64 [N], see ``row_digests``
+    <fingerprint>/sample_ids.bin     see ``sample_ids``
     <fingerprint>/meta.json     shape, class names, channel mean and std, size of each file
     sources/<source key>.<split>.json    {"fingerprint": ..., "spec": ...}
 
@@ -31,12 +33,15 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data import decoded
+from workers.data import decoded, row_digests, sample_ids
+from workers.data.bad_picture_reports import log_report, read_reports, write_report
+from workers.data.bad_pictures import BadPictures
 from workers.data.blocks import Decoding
 from workers.data.confinement import named_below
 from workers.data.discovery import examine
 from workers.data.image_files import listing
 from workers.data.kinds.base import DatasetKind, Source
+from workers.data.moments import Moments
 from workers.data.prepared import FORMAT, Dataset, DecodedDataset, folder_of, open_folder, open_prepared, read_meta
 from workers.errors import DiskLow, InvalidDataset
 from workers.events import DatasetReady, Emit, Log, ShouldStop, Split, ignore, never
@@ -90,11 +95,22 @@ def _prepare(
             partial = work_dir / f"{decoded.PARTIAL_PREFIX}{name}"
             shutil.rmtree(partial, ignore_errors=True)
             try:
-                fingerprint = _write(spec.decode(source, split, should_stop), split, partial, emit=emit, listed=listed)
-                dataset = _publish(partial, fingerprint, keeps_files=listed is not None)
+                decoding = spec.decode(source, split, should_stop)
+                fingerprint = _write(decoding, split, partial, emit=emit, listed=listed)
+                dataset = _publish(partial, fingerprint, decoding, keeps_files=listed is not None)
+            except BadPictures as error:
+                if report := write_report(pointer, spec, split, error.bad, pictures=error.pictures):
+                    log_report(report, emit)
+                raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
+            pictures = dataset.samples + len(decoding.left_out)
+            write_report(pointer, spec, split, decoding.left_out, pictures=pictures)
             _write_durably(pointer, {"fingerprint": fingerprint, "spec": spec.content_description()})
+    if spec.leaves_out:
+        for report in read_reports(work_dir, spec):
+            if report.split == split:
+                log_report(report, emit)
     emit(
         DatasetReady(
             split=split,
@@ -113,12 +129,15 @@ class _Listed(NamedTuple):
     source: Source
     key: str
 
-    def arrays(self, split: Split) -> dict[str, NDArray[np.generic]]:
+    def arrays(self, decoding: Decoding) -> dict[str, NDArray[np.generic]]:
         assert self.source.path is not None
-        return listing(self.source.path, self.source.files[split])
+        assert decoding.files is not None
+        return listing(self.source.path, decoding.files)
 
     def meta(self) -> dict[str, object]:
-        return {"source": self.key, "root": str(self.source.path), "image_size": self.source.spec.resized_to}
+        spec = self.source.spec
+        described = {"source": self.key, "root": str(self.source.path), "image_size": spec.resized_to}
+        return described | ({"exif_orientation": True} if spec.turns_upright else {})
 
 
 def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Dataset | None:
@@ -152,52 +171,27 @@ def _warn_of_ignored(source: Source, emit: Emit) -> None:
 # ----------------------------------------------------------------------------------------- writing
 
 
-class _Moments:
-    """Exact sums of pixel values and their squares per channel, whatever the blocks."""
-
-    def __init__(self, channels: int) -> None:
-        self._channels = channels
-        self._count = 0
-        self._sum = [0] * channels
-        self._squares = [0] * channels
-
-    def add(self, block: NDArray[np.uint8]) -> None:
-        flat = block.reshape(len(block), -1)
-        squares = flat.astype(np.uint16) ** 2  # 255**2 fits
-        for totals, values in ((self._sum, flat), (self._squares, squares)):
-            # Samples first: the innermost loop then runs over whole rows of memory.
-            per_pixel = values.sum(axis=0, dtype=np.uint64).reshape(-1, self._channels)
-            for channel, total in enumerate(per_pixel.sum(axis=0)):
-                totals[channel] += int(total)
-        self._count += flat.size // self._channels
-
-    def mean_and_std(self) -> tuple[list[float], list[float]]:
-        n = self._count
-        mean = [total / (n * 255) for total in self._sum]
-        variance = [(n * q - s * s) / (n * n) for s, q in zip(self._sum, self._squares, strict=True)]
-        return mean, [math.sqrt(v) / 255 for v in variance]
-
-
 def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _Listed | None) -> str:
     """Write a split into a new folder, durably: a decoded copy, or the list of its files; its fingerprint."""
     started_s = time.monotonic()
     digest = hashlib.sha256(_header(decoding, split))
-    moments = _Moments(decoding.shape[3])
+    moments = Moments(decoding.shape[3])
     labels = decoding.labels_N.astype("<i8")
     arrays: dict[str, NDArray[np.generic]] = {"labels.npy": labels}
     if listed is not None:
         # Before they are read: a picture that changes in between does not pass for the one that was read.
-        arrays |= listed.arrays(split)
+        arrays |= listed.arrays(decoding)
     folder.mkdir()
     copy_bytes = 0 if listed is not None else math.prod(decoding.shape)
     _check_room(folder, copy_bytes + sum(array.nbytes for array in arrays.values()))
     if listed is not None:
-        _read(decoding, split, emit, digest=digest, moments=moments, copy=None)
+        digests = _read(decoding, split, emit, digest=digest, moments=moments, copy=None)
     else:
         with (folder / "images.npy").open("wb") as copy:
             _write_npy_header(copy, np.dtype(np.uint8), decoding.shape)
-            _read(decoding, split, emit, digest=digest, moments=moments, copy=copy)
+            digests = _read(decoding, split, emit, digest=digest, moments=moments, copy=copy)
             sync(copy)
+    arrays[row_digests.FILE] = digests
     digest.update(labels.data)
     for name, array in arrays.items():
         with (folder / name).open("wb") as file:
@@ -218,6 +212,8 @@ def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _
     }
     if listed is not None:
         meta["files"] = listed.meta()
+    # Later than the sizes: they are no part of the content, and may be replaced.
+    sample_ids.write_ids(folder, decoding.sample_ids or map(str, range(decoding.shape[0])))
     _write_durably(folder / decoded.META, meta)
     seconds = f"{time.monotonic() - started_s:.1f} s" + ("" if listed is None else "; they stay files")
     emit(Log(message=f"decoded {decoding.shape[0]:,} pictures of {split} in {seconds}"))
@@ -229,21 +225,24 @@ def _read(
     split: Split,
     emit: Emit,
     digest: "hashlib._Hash",
-    moments: _Moments,
+    moments: Moments,
     copy: BinaryIO | None,
-) -> None:
-    """Decode every picture once, into the digest, the moments and the copy, if there is to be one."""
+) -> row_digests.Digests:
+    """Decode every picture once, into the digest, the moments and the copy, if there is to be one; digest each."""
     logged_s, done = time.monotonic(), 0
+    digests = []
     with contextlib.closing(decoding.blocks) as blocks:
         for block in blocks:
             digest.update(block.data)
             moments.add(block)
+            digests.append(row_digests.digest_rows(block))
             if copy is not None:
                 copy.write(block.data)
             done += len(block)
             if time.monotonic() - logged_s > _LOG_EVERY_S:
                 logged_s = time.monotonic()
                 emit(Log(message=f"decoded {done:,} of {decoding.shape[0]:,} pictures of {split}"))
+    return np.concatenate(digests)
 
 
 def _header(decoding: Decoding, split: Split) -> bytes:
@@ -261,7 +260,7 @@ def _write_npy_header(file: BinaryIO, dtype: np.dtype[np.generic], shape: tuple[
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _publish(partial: Path, fingerprint: str, *, keeps_files: bool) -> Dataset:
+def _publish(partial: Path, fingerprint: str, decoding: Decoding, *, keeps_files: bool) -> Dataset:
     """Give a finished folder its name; another source with the same content may have been first."""
     work_dir = partial.parent
     folder = folder_of(work_dir, fingerprint, keeps_files=keeps_files)
@@ -269,6 +268,8 @@ def _publish(partial: Path, fingerprint: str, *, keeps_files: bool) -> Dataset:
         # The same pictures in other files, or with other times: the latest list is the one that holds.
         if not keeps_files:
             with contextlib.suppress(InvalidDataset):
+                open_folder(folder, fingerprint)
+                sample_ids.adopt(partial, folder, are_names=decoding.sample_ids is not None)
                 return open_folder(folder, fingerprint)
         # None there, or one that does not hold: processes that have mapped it keep their mapping.
         shutil.rmtree(folder, ignore_errors=True)

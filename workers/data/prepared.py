@@ -9,6 +9,7 @@ Mapping checks sizes, not bytes. Nothing is augmented or normalised here, and no
 Legend: N samples, B of a batch, H x W pixels, C channels.
 """
 
+import functools
 import json
 import os
 import re
@@ -23,6 +24,9 @@ from numpy.typing import NDArray
 from workers.data import decoded
 from workers.data.blocks import Pictures
 from workers.data.image_files import PictureFiles, Rows
+from workers.data.picture_decoder import PictureDecoder
+from workers.data.row_digests import Digests, open_digests
+from workers.data.sample_ids import SampleIds, open_ids
 from workers.errors import InvalidDataset
 from workers.events import Split
 
@@ -84,6 +88,20 @@ class Dataset(ABC):
     @property
     def channels(self) -> int:
         return self.picture_shape[2]
+
+    @functools.cached_property
+    def sample_ids(self) -> SampleIds | None:
+        """Id of each row; None where an earlier version has prepared it."""
+        return open_ids(self.path, self.samples)
+
+    @functools.cached_property
+    def row_digests(self) -> Digests | None:
+        """Digest of each picture, uint64 [N]; None where an earlier version has prepared it."""
+        return open_digests(self.path)
+
+    def rows_of(self, other: "Dataset") -> NDArray[np.int64] | None:
+        """Rows of another split that this one is, int64 [N]; None if it has pictures of its own."""
+        return None
 
     def __reduce__(self) -> tuple[object, tuple[Path, str]]:
         return open_prepared, (self.path.parent, self.fingerprint)
@@ -151,6 +169,20 @@ class SubsetDataset(Dataset):
         """Those of the split that it is cut from."""
         return self.base.take(self.rows_N[rows])
 
+    @functools.cached_property
+    def sample_ids(self) -> SampleIds | None:
+        """Those of the split that it is cut from."""
+        return None if self.base.sample_ids is None else self.base.sample_ids.take(self.rows_N)
+
+    @functools.cached_property
+    def row_digests(self) -> Digests | None:
+        """Those of the split that it is cut from."""
+        return None if self.base.row_digests is None else self.base.row_digests[self.rows_N]
+
+    def rows_of(self, other: Dataset) -> NDArray[np.int64] | None:
+        """Its rows, if it is cut from the other split."""
+        return self.rows_N if other.fingerprint == self.base.fingerprint else None
+
 
 def open_prepared(work_dir: Path, fingerprint: str) -> Dataset:
     """Map a split that ``prepare`` has decoded, the list of its files, or the rows that ``hold_out`` has cut.
@@ -202,7 +234,8 @@ def open_folder(folder: Path, fingerprint: str) -> Dataset:
         _, height, width, channels = meta["shape"]
         size = meta["files"]["image_size"]
         root = Path(meta["files"]["root"])
-        files = PictureFiles(folder, root, (height, width, channels), size and (size[0], size[1]))
+        decoder = PictureDecoder(size and (size[0], size[1]), meta["files"].get("exif_orientation", False))
+        files = PictureFiles(folder, root, (height, width, channels), decoder)
         return FilesDataset(**common, files=files)
     except (OSError, ValueError, KeyError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error

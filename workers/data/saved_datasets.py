@@ -32,8 +32,8 @@ def find_saved_files(path: str, data_root: Path) -> SplitFiles:
     if not (folder / SPLITS_FILE).is_file():
         if not (folder / STATE_FILE).is_file():
             raise InvalidDataset(
-                f"{folder} has neither {SPLITS_FILE} nor {STATE_FILE}: give the folder that `save_to_disk` of the package "
-                "datasets has written"
+                f"{folder} has neither {SPLITS_FILE} nor {STATE_FILE}: give the folder that `save_to_disk` of the "
+                "package datasets has written"
             )
         return SplitFiles(folder, {"train": _files(folder, root)})
     names = _read(inside(folder / SPLITS_FILE, root)).get("splits")
@@ -55,8 +55,8 @@ def _files(folder: Path, root: Path) -> tuple[Path, ...]:
     state = _read(inside(folder / STATE_FILE, root))
     if state.get("_indices_data_files"):
         raise InvalidDataset(
-            f"{folder / STATE_FILE} names a file of indices, as old versions of the package datasets did: load it and save "
-            "it again"
+            f"{folder / STATE_FILE} names a file of indices, as old versions of the package datasets did: load it and "
+            "save it again"
         )
     entries = state.get("_data_files")
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []

@@ -172,8 +172,8 @@ def _check_one_folder(folder: Path, names: Sequence[str]) -> None:
     folders = sorted({str(PurePosixPath(name).parent) for name in names})
     if len(folders) > 1:
         raise InvalidDataset(
-            f"{folder}: the files of one split lie in several folders, {listed(folders)}: give the path of one of them, "
-            "or a pattern with one of them"
+            f"{folder}: the files of one split lie in several folders, {listed(folders)}: give the path of one of "
+            "them, or a pattern with one of them"
         )
 
 

@@ -82,7 +82,8 @@ class Features:
             if given in fitting:
                 return given
             raise InvalidDataset(
-                f"{self._table.path} has no column {given!r} of {wanted}: set {field!r} to one of its columns, {columns}"
+                f"{self._table.path} has no column {given!r} of {wanted}: set {field!r} to one of its columns, "
+                f"{columns}"
             )
         among = noted or fitting
         if len(among) == 1 or field in among:
@@ -173,8 +174,8 @@ class LabelColumn:
             for piece in table.pieces(self.column):
                 if piece.null_count:
                     raise InvalidDataset(
-                        f"{table.path}: {piece.null_count} rows have no label in the column {self.column!r}: fill it, or "
-                        "leave them out"
+                        f"{table.path}: {piece.null_count} rows have no label in the column {self.column!r}: fill it, "
+                        "or leave them out"
                     )
                 try:
                     plain = piece.dictionary_decode() if pa.types.is_dictionary(piece.type) else piece
@@ -257,8 +258,8 @@ def check_groups(tables: Iterable[Table], column: str) -> None:
     for table in tables:
         if (found := largest_group(table, column)) > GROUP_MAX_BYTES:
             raise InvalidDataset(
-                f"{table.path}: a row group has {found} bytes of pictures, at most {GROUP_MAX_BYTES} are read: write it "
-                "with smaller ones, row_group_size=1000 say"
+                f"{table.path}: a row group has {found} bytes of pictures, at most {GROUP_MAX_BYTES} are read: write "
+                "it with smaller ones, row_group_size=1000 say"
             )
 
 

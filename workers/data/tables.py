@@ -1,4 +1,4 @@
-"""Tables with a column of encoded pictures and one of labels: parquet files, and Arrow files as ``datasets`` saves them.
+"""Tables with a column of encoded pictures and one of labels: parquet files, and Arrow files of ``datasets``.
 
 The one place that imports pyarrow, which is the extra ``datasets`` and takes 0.2 s: inside functions, so that a process
 that reads no table does not load it. Of a table, the schema and the numbers of rows come from its metadata; labels are
@@ -150,7 +150,7 @@ def open_arrow(path: Path) -> Table:
 
 
 def largest_group(table: Table, column: str) -> int:
-    """Bytes, unpacked, of the largest group of rows of a column, as a parquet file says; 0 for a file that is mapped."""
+    """Bytes, unpacked, of the largest group of rows of a column, as a parquet file says; 0 for one that is mapped."""
     if not isinstance(table, _ParquetTable):
         return 0
     with table._open() as file:
@@ -191,4 +191,6 @@ def _damages_named(path: Path, form: str) -> Iterator[None]:
         if isinstance(error, InvalidDataset):
             raise
         what = cast(str, shortened(str(error).splitlines()[0] if str(error) else type(error).__name__))
-        raise InvalidDataset(f"{path} cannot be read as a {form} file ({what}): it is damaged, or no such file") from error
+        raise InvalidDataset(
+            f"{path} cannot be read as a {form} file ({what}): it is damaged, or no such file"
+        ) from error

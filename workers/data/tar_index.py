@@ -182,8 +182,8 @@ class _Scan:
         if picture is None or label is None:
             lacking = self._lacking_picture() if picture is None else self._lacking_label(file, members)
             raise InvalidDataset(
-                f"{self._path}: the sample {key!r:.120} has no {lacking}. Its members are {listed(members)}; the members "
-                "of a sample must follow each other, as tar --sort=name packs them"
+                f"{self._path}: the sample {key!r:.120} has no {lacking}. Its members are {listed(members)}; the "
+                "members of a sample must follow each other, as tar --sort=name packs them"
             )
         self._places.append(picture)
         self._labels_N.append(self._labels.setdefault(label, len(self._labels)))
@@ -215,8 +215,8 @@ class _Scan:
         if isinstance(label, int):
             return str(int(label))
         raise InvalidDataset(
-            f"{self._path}: the sample {key!r:.120} has the label {shortened(repr(label), 80)} in its .json, which is no "
-            "integer or string"
+            f"{self._path}: the sample {key!r:.120} has the label {shortened(repr(label), 80)} in its .json, which is "
+            "no integer or string"
         )
 
     def _described(self, file: IO[bytes], key: str, members: Mapping[str, _Place]) -> Mapping[str, object]:
@@ -228,14 +228,16 @@ class _Scan:
         except (ValueError, RecursionError) as error:
             if isinstance(error, InvalidDataset):
                 raise
-            raise InvalidDataset(f"{self._path}: the .json of the sample {key!r:.120} cannot be read: {error}") from error
+            raise InvalidDataset(
+                f"{self._path}: the .json of the sample {key!r:.120} cannot be read: {error}"
+            ) from error
         return found if isinstance(found, dict) else {}
 
     def _content(self, file: IO[bytes], key: str, place: _Place) -> str:
         if place.size > _LABEL_MAX_BYTES:
             raise InvalidDataset(
-                f"{self._path}: the label of the sample {key!r:.120} has {place.size} bytes, at most {_LABEL_MAX_BYTES} are "
-                "read"
+                f"{self._path}: the label of the sample {key!r:.120} has {place.size} bytes, at most "
+                f"{_LABEL_MAX_BYTES} are read"
             )
         file.seek(place.offset)
         try:
@@ -249,4 +251,5 @@ class _Scan:
     def _lacking_label(self, file: IO[bytes], members: Mapping[str, _Place]) -> str:
         keys = listed(self._described(file, "", members))
         where = f"label {self._label!r}" if self._label else "label (.cls, or 'label' or 'cls' in its .json)"
-        return f"{where}: set 'label' to the extension of the labels, or to their key in the .json{f' ({keys})' * bool(keys)}"
+        known = f" ({keys})" if keys else ""
+        return f"{where}: set 'label' to the extension of the labels, or to their key in the .json{known}"

@@ -29,7 +29,8 @@ from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
-from workers.errors import Stopped
+from workers.data.row_digests import overlap_warnings
+from workers.errors import InvalidDataset, Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
@@ -69,8 +70,11 @@ def plan_caches(
             gives log-probabilities; none if the job accepts the teacher.
     """
     _warn(job.warnings, emit)
-    splits = job.splits(examine(job.dataset, folders.data_root).splits)
+    source = examine(job.dataset, folders.data_root)
+    splits = job.splits(source.splits)
+    _warn(source.notes, emit)
     data = prepare_data(job.dataset, folders, emit, should_stop, splits=splits, holdout=job.validation)
+    _warn(overlap_warnings(data), emit)
     if "test" not in data:
         _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
     train = data["train"]
@@ -135,14 +139,25 @@ def prepare_data(
     Args:
         splits: to prepare.
         holdout: the validation split is cut from the training split.
+
+    Raises:
+        InvalidDataset: a split cannot be used; the message is of all that cannot.
     """
     emit(Stage(stage="preparing"))
     found: dict[Split, Dataset] = {}
+    refused: list[InvalidDataset] = []
     for split in splits:
-        if split == "validation" and holdout is not None:
-            found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
-        else:
-            found[split] = prepare(spec, split, folders.data_root, folders.datasets, emit=emit, should_stop=should_stop)
+        try:
+            if split != "validation" or holdout is None:
+                data_root, work_dir = folders.data_root, folders.datasets
+                found[split] = prepare(spec, split, data_root, work_dir, emit=emit, should_stop=should_stop)
+            elif "train" in found:
+                found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
+        except InvalidDataset as error:
+            # The others are read all the same: what is wrong with any is said at once.
+            refused.append(error)
+    if refused:
+        raise InvalidDataset("; ".join(dict.fromkeys(map(str, refused)))) from refused[0]
     return found
 
 

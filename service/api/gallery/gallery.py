@@ -23,7 +23,7 @@ from service.api.gallery.row_temperatures import (
     training_statistics,
 )
 from service.api.gallery.rows import Chosen, by_disagreement, by_mistake, by_value, check_kept
-from service.api.gallery.splits import picture_path
+from service.api.gallery.splits import picture_path, sample_id
 from service.api.schemas.gallery import (
     GalleryOrder,
     GalleryRow,
@@ -177,6 +177,7 @@ def show_rows(sources: Sources, query: Query, chosen: Chosen, given: MethodTempe
             row=row,
             value=float(chosen.values_K[place]),
             label=None if labels_N is None else int(labels_N[row]),
+            sample_id=None if sources.opened is None else sample_id(sources.opened, row),
             picture=None if sources.opened is None else _picture(sources, query, row),
             teacher=teacher[place],
             student=student[place],

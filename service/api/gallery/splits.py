@@ -17,6 +17,7 @@ from workers.data.decoded import splits_of
 from workers.data.kinds.base import SPLITS
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidDataset
+from workers.texts import storable
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -78,6 +79,11 @@ def picture_path(fingerprint: str, split: str, row: int) -> str:
     return f"{API_PREFIX}/datasets/{fingerprint}/pictures/{split}/{row}.png"
 
 
+def sample_id(opened: Dataset, row: int) -> str | None:
+    """Sample id of a row, fit for JSON; None for a split that an earlier version has decoded."""
+    return None if opened.sample_ids is None else str(storable(opened.sample_ids[row]))
+
+
 def show_split(opened: Dataset) -> Split:
     """Document of a split, with the pictures of each class counted."""
     counts = np.bincount(np.asarray(opened.labels_N), minlength=opened.classes).tolist()
@@ -106,6 +112,7 @@ def list_pictures(opened: Dataset, label: int | None, after: int, limit: int) ->
             row=row,
             label=int(labels_N[row]),
             class_name=opened.class_names[labels_N[row]],
+            sample_id=sample_id(opened, row),
             picture=picture_path(opened.fingerprint, opened.split, row),
         )
         for row in chosen

@@ -14,6 +14,7 @@ from service.api.schemas.datasets import Dataset, DatasetRequest
 from service.db.api_queries import DATASET
 from service.db.ids import new_id
 from service.db.models import DatasetRecord
+from workers.data.bad_picture_reports import read_reports
 from workers.data.discovery import examine
 
 router = APIRouter(
@@ -21,7 +22,7 @@ router = APIRouter(
 )
 
 
-def show(row: DatasetRecord, notes: Sequence[str] | None = None) -> Dataset:
+def show(row: DatasetRecord, notes: Sequence[str] | None = None, bad_pictures: dict[str, int] | None = None) -> Dataset:
     """Document of a dataset's row, with the notes of its examination where it was examined."""
     return Dataset(
         id=row.id,
@@ -30,6 +31,7 @@ def show(row: DatasetRecord, notes: Sequence[str] | None = None) -> Dataset:
         classes=row.classes,
         samples=row.samples,
         notes=None if notes is None else list(notes),
+        bad_pictures=bad_pictures,
         created_at=row.created_at,
     )
 
@@ -61,7 +63,7 @@ def create_dataset(
     )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/datasets/{row.id}"
-    return show(row, source.notes)
+    return show(row, (*source.notes, *source.advice))
 
 
 @router.get(
@@ -87,7 +89,9 @@ def list_datasets(ctx: Ctx, name: InName = None, after: After = None, limit: Lim
 )
 def get_dataset(dataset_id: str, ctx: Ctx) -> Dataset:
     """By its id."""
-    return show(ctx.queries.get(DatasetRecord, dataset_id))
+    row = ctx.queries.get(DatasetRecord, dataset_id)
+    reports = read_reports(ctx.settings.datasets_dir, DATASET.validate_python(row.spec))
+    return show(row, bad_pictures={str(report.split): report.bad for report in reports})
 
 
 @router.delete(

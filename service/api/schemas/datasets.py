@@ -33,4 +33,8 @@ class Dataset(Document):
     notes: list[str] | None = Field(
         description="how the files were understood, in sentences; null but where they were just registered"
     )
+    bad_pictures: dict[str, int] | None = Field(
+        description="of each split that has some, how many cannot be decoded, as far as jobs have found, and are left "
+        "out or refused (`on_bad_picture`); GET /v1/datasets/{dataset_id}/bad-pictures names them. Null in lists"
+    )
     created_at: datetime

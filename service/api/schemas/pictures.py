@@ -35,4 +35,8 @@ class PictureRow(Document):
     row: int = Field(description="its place in the split, from 0")
     label: int
     class_name: str
+    sample_id: str | None = Field(
+        description="its file below the data set's folder, a key, or its number in an array; null in data sets that "
+        "an earlier version has decoded"
+    )
     picture: str = Field(description="path of its PNG, by content: what it shows never changes")

@@ -1,7 +1,5 @@
 """Datasets in the forms in which people have them: the pixels that PIL decodes, and the logits of a plain script."""
 
-from pathlib import Path
-
 import numpy as np
 import onnxruntime
 import pytest

@@ -410,7 +410,7 @@ def test_read_blocks_decodes_few_blocks_of_large_pictures_at_a_time(
     """As many as there are bytes for, not as many as there are processors."""
     make_folder(tmp_path, pictures=20)
     waiting, most = 0, 0
-    made = picture_blocks._pictures
+    made = picture_blocks._block
 
     def counting(*arguments: object) -> object:
         nonlocal waiting, most
@@ -418,7 +418,7 @@ def test_read_blocks_decodes_few_blocks_of_large_pictures_at_a_time(
         most = max(most, waiting)
         return made(*arguments)
 
-    monkeypatch.setattr(picture_blocks, "_pictures", counting)
+    monkeypatch.setattr(picture_blocks, "_block", counting)
     monkeypatch.setattr(picture_blocks.os, "sched_getaffinity", lambda _: range(16))
     monkeypatch.setattr(block_module, "BLOCK_BYTES", 48)
     monkeypatch.setattr(picture_blocks, "_AHEAD_BYTES", 3 * 48)

@@ -71,7 +71,11 @@ def test_parquet_rows_are_read_in_any_order_with_few_groups_held(
         ({"image": BYTES, "mask": BYTES, "label": LABEL}, {}, None),
         ({"photo": BYTES, "mask": BYTES, "label": LABEL}, {}, "several columns .* photo, mask: set 'image' to one of"),
         ({"photo": BYTES, "mask": BYTES, "label": LABEL}, {"image": "photo"}, None),
-        ({"image": BYTES, "fine": LABEL, "coarse": LABEL}, {}, "several columns .* fine, coarse: set 'label' to one of"),
+        (
+            {"image": BYTES, "fine": LABEL, "coarse": LABEL},
+            {},
+            "several columns .* fine, coarse: set 'label' to one of",
+        ),
         ({"image": BYTES, "fine": LABEL, "coarse": LABEL}, {"label": "fine"}, None),
         ({"image": BYTES, "score": LABEL / 2}, {}, r"no column of labels .* image \(binary\), score \(double\)"),
         ({"pixels": LABEL, "label": LABEL}, {}, r"no column of pictures"),
@@ -97,7 +101,10 @@ def test_parquet_columns_are_found_or_asked_for(
     ("names", "samples"),
     [
         (("train-00000-of-00001.parquet", "validation.parquet", "test.parquet"), {"train", "validation", "test"}),
-        (("default/train/0000.parquet", "default/train/0001.parquet", "default/val/0000.parquet"), {"train", "validation"}),
+        (
+            ("default/train/0000.parquet", "default/train/0001.parquet", "default/val/0000.parquet"),
+            {"train", "validation"},
+        ),
         (("part-0.parquet", "part-1.parquet"), {"train"}),
         (("train-00000-of-00002.parquet",), r"lacks train-00001-of-00002 \(1 of 2 files are missing\)"),
         (("a/train.parquet", "b/train.parquet"), "files of one split lie in several folders, a, b"),
@@ -192,7 +199,10 @@ def test_parquet_row_group_that_would_not_fit_into_memory_is_refused(
         ({"dataset_dict.json": {"splits": ["train", "extra"]}}, "names the splits train, extra: each must be one of"),
         ({"dataset_dict.json": {"splits": ["test"]}}, "names no training split"),
         ({"dataset_dict.json": None}, "has neither dataset_dict.json nor state.json"),
-        ({"train/state.json": {"_data_files": [{"filename": "b.arrow"}]}}, "train/b.arrow is missing, which state.json"),
+        (
+            {"train/state.json": {"_data_files": [{"filename": "b.arrow"}]}},
+            "train/b.arrow is missing, which state.json",
+        ),
         ({"train/state.json": {"_data_files": [{"filename": "../../../b"}]}}, "leads out of the data root"),
         ({"train/state.json": {"_data_files": 3}}, "names no files of data"),
         ({"train/state.json": [1]}, "holds no JSON object"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support import dataset_forms
-from tests.support.dataset_forms import LABELS, PICTURES, add, encoded
+from tests.support.dataset_forms import PICTURES, add, encoded
 from tests.workers.data.test_prepared import prepare
 from workers.data.discovery import examine
 from workers.data.kinds.webdataset import WebDataset
@@ -68,7 +68,11 @@ def test_webdataset_rows_are_read_at_random_by_id(tmp_path: Path) -> None:
         (samples(["dog", "ape", "dog"]), {}, ("ape", "dog")),
         (samples([{"label": 2}, {"label": 0}, {"label": 1}], "json"), {}, ("0", "1", "2")),
         (samples([{"cls": "b"}, {"cls": "a"}], "json"), {}, ("a", "b")),
-        (samples([{"synset": "n2", "label": 1}, {"synset": "n1", "label": 1}], "json"), {"label": "synset"}, ("n1", "n2")),
+        (
+            samples([{"synset": "n2", "label": 1}, {"synset": "n1", "label": 1}], "json"),
+            {"label": "synset"},
+            ("n1", "n2"),
+        ),
         (samples(["b", "a"], "word.txt"), {"label": "word.txt"}, ("a", "b")),
     ],
 )

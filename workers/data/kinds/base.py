@@ -7,7 +7,7 @@ imported where it is used.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, Self
@@ -111,6 +111,16 @@ class DatasetKind(Spec, ABC):
         return None
 
     @property
+    def turns_upright(self) -> bool:
+        """Whether pictures are turned as their EXIF data says."""
+        return False
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether pictures that cannot be decoded are left out, so that only decoding tells how many there are."""
+        return False
+
+    @property
     def recipe(self) -> str:
         """Name of the recipe that a job on this dataset takes which names none."""
         size = self.picture_size
@@ -154,10 +164,12 @@ class Source:
         classes: how many.
         class_names: in label order; None where only decoding tells (CIFAR's).
         files: what has to be read for each split. A folder's pictures are ordered by class name, then file name.
-        class_counts: of a folder, pictures of each class in label order; empty for other kinds.
+        class_counts: of files in folders or lists, pictures of each class in label order; empty for other kinds.
         ignored: files below a folder's classes that are no pictures.
         release: of a built-in dataset.
         notes: sentences about how the files were understood, where that is not plain: labels that were numbered anew.
+        lists: files that say which pictures there are, and their labels, where ``files`` are the pictures alone.
+        labels: of listed files, the label of each, in the order of ``files``; empty for other kinds.
     """
 
     spec: DatasetKind
@@ -170,6 +182,16 @@ class Source:
     ignored: tuple[Path, ...] = ()
     release: str | None = None
     notes: tuple[str, ...] = ()
+    lists: tuple[Path, ...] = ()
+    labels: "Mapping[Split, Sequence[int]]" = field(default_factory=dict)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """Sentences about what a job on it has to set."""
+        if "test" in self.samples:
+            return ()
+        holdout = "" if "validation" in self.samples else ' and `"validation": {"holdout": 0.1}`'
+        return (f'there is no test split: a job on this dataset needs `"test": null`{holdout}',)
 
     @property
     def splits(self) -> "tuple[Split, ...]":
@@ -186,9 +208,9 @@ class Source:
         if self.release is not None:
             header.append(self.release)
         digest.update(json.dumps(header, sort_keys=True).encode())
-        for split in self.splits:
-            for path in self.files[split]:
-                status = path.stat()
-                line = [split, str(path), status.st_size, status.st_mtime_ns]
-                digest.update(json.dumps(line).encode())
+        of_splits = ((split, path) for split in self.splits for path in self.files[split])
+        for role, path in (*(("lists", path) for path in self.lists), *of_splits):
+            status = path.stat()
+            line = [role, str(path), status.st_size, status.st_mtime_ns]
+            digest.update(json.dumps(line).encode())
         return digest.hexdigest()

@@ -1,79 +1,68 @@
 """Datasets in folders of image files, one folder per class."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from pydantic import Field
+
 from workers.data.class_names import check_class_names, check_told_apart
-from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
+from workers.data.confinement import root_folder
+from workers.data.folder_tree import add_pictures, class_folders, may_hold_classes, split_folders
+from workers.data.kinds.base import Option, Source
+from workers.data.kinds.encoded import EncodedFiles
+from workers.data.linked_files import FoundFiles, linked_warnings
 from workers.errors import InvalidDataset
-from workers.spec import Size
 from workers.texts import composed, differences, listed
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
-    from workers.events import ShouldStop, Split
-
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_EXPECTED = "expected train/CLASS/*.jpg (or another picture format), test/CLASS/* and, if there is one, val/CLASS/*"
+    from workers.data.encoded_rows import EncodedRows
+    from workers.events import Split
 
 
-class FolderDataset(FilesBelowRoot):
+class FolderDataset(EncodedFiles):
     """``path/train/CLASS/*.jpg`` (or png ...), ``path/val/CLASS/*`` and ``path/test/CLASS/*``; classes alphabetically.
 
     The folders of the splits may be called ``train`` or ``training``, ``val``, ``valid`` or ``validation``, ``test`` or
-    ``testing``, in any case; all but the training split may be missing.
+    ``testing``, in any case; all but the training split may be missing. Without folders of these names,
+    ``path/CLASS/*`` is the training split.
 
     Attributes:
-        image_size: (height, width) every picture is resized to; None demands that all have one
-        size.
-        storage: ``decoded`` keeps a decoded copy, which is mapped; ``files`` keeps none and decodes a
-        picture whenever it is wanted, for data larger than memory or disk. Both give the same bits,
-        and so the same caches and weights.
+        classes: ``folders`` takes the folders of a split as classes; ``nested`` all folders below it that hold
+            pictures, each named by its path, as ``animal/cat``.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
         "folder": "`train/CLASS/*.jpg`, `test/CLASS/*` and, if there is one, `val/CLASS/*` (`valid`, `validation`; "
-        "in any case); classes alphabetically"
+        "in any case); or `CLASS/*.jpg` without splits; classes alphabetically"
     }
     options: ClassVar[Mapping[str, Option]] = {
-        **FilesBelowRoot.options,
-        "image_size": Option("Resize the pictures of a folder to this.", "the pictures' own", "HEIGHT WIDTH"),
-        "storage": Option("Of a folder: keep a decoded copy, or decode whenever needed."),
+        **EncodedFiles.options,
+        "classes": Option("Of a folder: its folders are the classes, or all folders below that hold pictures."),
     }
     sought: ClassVar[str] = "folders of pictures"
 
     kind: Literal["folder"] = "folder"
-    image_size: Size | None = None
-    storage: Literal["decoded", "files"] = "decoded"
+    # Joined later, as ``Training.cuda_graph``.
+    classes: Literal["folders", "nested"] = Field("folders", exclude_if=lambda given: given == "folders")
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
-        """Yield a folder with a training split."""
-        if entry.is_dir() and any(found.name.lower() in SPLIT_NAMES["train"] for found in entry.iterdir()):
+        """Yield a folder with a training split, or with folders of pictures."""
+        if entry.is_dir() and may_hold_classes(entry):
             yield cls(path=name)
-
-    @property
-    def resized_to(self) -> Size | None:
-        """Value of ``image_size``."""
-        return self.image_size
-
-    @property
-    def keeps_files(self) -> bool:
-        """Whether ``storage`` is ``files``."""
-        return self.storage == "files"
-
-    def content_description(self) -> dict[str, object]:
-        """Description without ``storage``."""
-        return self.model_dump(mode="json", exclude={"storage"})
 
     def examine(self, data_root: Path) -> Source:
         """List class folders and pictures; none is opened."""
         path, root = self.resolve(data_root), root_folder(data_root)
-        folders = _split_folders(path, root)
-        classes = {split: _class_folders(folder, root) for split, folder in folders.items()}
+        folders, beside = split_folders(path, root)
+        nested = self.classes == "nested"
+        classes = {split: class_folders(folder, root, nested=nested) for split, folder in folders.items()}
+        if beside and not classes["train"]:
+            raise InvalidDataset(
+                f"{folders['train']} holds no class folder, and beside it are {listed(map(repr, beside))}: if all are "
+                "classes, put them into a folder 'train'"
+            )
         names = sorted(classes["train"])
         for split, folder in folders.items():
             check_told_apart(sorted(classes[split]), folder)
@@ -84,65 +73,34 @@ class FolderDataset(FilesBelowRoot):
             _check_same_classes(path, (folders["train"].name, classes["train"]), (folders[split].name, classes[split]))
         check_class_names(names, path)
         ignored: list[Path] = []
-        files: dict[Split, tuple[Path, ...]] = {}
-        counts: dict[Split, tuple[int, ...]] = {}
-        for split in folders:
-            pictures = [_pictures(classes[split][name], root, ignored) for name in names]
-            files[split] = tuple(picture for group in pictures for picture in group)
-            counts[split] = tuple(len(group) for group in pictures)
+        found: dict[Split, FoundFiles] = {split: FoundFiles() for split in folders}
+        counts: dict[Split, tuple[int, ...]] = {
+            split: tuple(add_pictures(classes[split][name], root, files, ignored, nested=nested) for name in names)
+            for split, files in found.items()
+        }
+        left = [f"folders beside the splits were left out: {listed(beside)}"] if beside else []
         return Source(
             spec=self,
             path=path,
-            samples={split: len(found) for split, found in files.items()},
+            samples={split: len(files.paths) for split, files in found.items()},
             classes=len(names),
             class_names=tuple(names),
-            files=files,
+            files={split: tuple(files.paths) for split, files in found.items()},
             class_counts=counts,
             ignored=tuple(ignored),
+            notes=(*left, *linked_warnings(found, path)),
         )
 
-    def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        """Decode in order of class name, then file name."""
+    def encoded(self, source: Source, split: "Split") -> "EncodedRows":
+        """List in order of class name, then file name."""
         import numpy as np
 
-        from workers.data.blocks import Decoding
-        from workers.data.picture_blocks import first_size, read_blocks
+        from workers.data.encoded_rows import rows_of_files
 
-        files, names = source.files[split], source.class_names or ()
-        labels = np.repeat(np.arange(len(names), dtype=np.int64), source.class_counts[split])
-        size = self.image_size or first_size(source.files["train"], should_stop)
-        shape = (len(files), *size, 3)
-        return Decoding(shape, labels, names, read_blocks(files, self.image_size, size, should_stop))
-
-
-def _entries(folder: Path, root: Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder in order of name, hidden ones left out, links checked."""
-    with os.scandir(folder) as found:
-        entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
-    for entry in entries:
-        if entry.is_symlink():
-            inside(Path(entry.path), root)
-    return entries
-
-
-def _split_folders(path: Path, root: Path) -> "dict[Split, Path]":
-    """The folder of each split that is there."""
-    if not path.is_dir():
-        raise InvalidDataset(f"{path} is not a folder; {_EXPECTED}")
-    entries = [entry for entry in _entries(path, root) if entry.is_dir()]
-    folders: dict[Split, Path] = {}
-    for split, names in SPLIT_NAMES.items():
-        found = [Path(entry.path) for entry in entries if entry.name.lower() in names]
-        if len(found) > 1:
-            raise InvalidDataset(
-                f"{path} has the folders {found[0].name!r} and {found[1].name!r}, which both mean the {split} split: "
-                "leave one of them"
-            )
-        if found:
-            folders[split] = found[0]
-    if "train" not in folders:
-        raise InvalidDataset(f"{path} has no folder 'train'; {_EXPECTED}")
-    return folders
+        assert source.path is not None
+        counts = source.class_counts[split]
+        labels_N = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        return rows_of_files(source.files[split], source.path, labels_N)
 
 
 def _check_same_classes(path: Path, *splits: tuple[str, Mapping[str, Path]]) -> None:
@@ -155,23 +113,3 @@ def _check_same_classes(path: Path, *splits: tuple[str, Mapping[str, Path]]) -> 
                 f"{path}: {here}/ has the classes {listed(only)}, which {there}/ lacks; both must "
                 f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
             )
-
-
-def _class_folders(folder: Path, root: Path) -> dict[str, Path]:
-    return {entry.name: Path(entry.path) for entry in _entries(folder, root) if entry.is_dir()}
-
-
-def _pictures(folder: Path, root: Path, ignored: list[Path]) -> list[Path]:
-    """A class's pictures in order of file name; everything else is added to ``ignored``."""
-    pictures: list[Path] = []
-    others: list[Path] = []
-    for entry in _entries(folder, root):
-        is_picture = entry.name.lower().endswith(PICTURE_SUFFIXES) and entry.is_file()
-        (pictures if is_picture else others).append(Path(entry.path))
-    if not pictures:
-        raise InvalidDataset(
-            f"the class folder {folder} is empty: it holds {len(others)} files but no picture "
-            f"({', '.join(PICTURE_SUFFIXES)}). Fill it, or remove the class from every split"
-        )
-    ignored += others
-    return pictures

@@ -37,8 +37,8 @@ class NpzDataset(FilesBelowRoot):
 
     kinds: ClassVar[Mapping[str, str]] = {
         "npz": "one file: `train_images`, `train_labels`, `test_images`, `test_labels`, optionally `val_images`, "
-        "`val_labels` (or `validation_`) and `class_names`; or `x_train`, `y_train`, ... as Keras has them, or `images` "
-        "and `labels` without splits"
+        "`val_labels` (or `validation_`) and `class_names`; or `x_train`, `y_train`, ... as Keras has them, or "
+        "`images` and `labels` without splits"
     }
     options: ClassVar[Mapping[str, Option]] = {
         **FilesBelowRoot.options,

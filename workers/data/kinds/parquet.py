@@ -35,8 +35,8 @@ class ParquetDataset(EncodedPictures):
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
-        "parquet": "parquet files of one split or, with `train`, `validation`, `test` among the words of their names, of "
-        "several (`data/train-00000-of-00002.parquet`, `test/*.parquet`); a file, or a pattern with `*`, `{a,b}`, "
+        "parquet": "parquet files of one split or, with `train`, `validation`, `test` among the words of their names, "
+        "of several (`data/train-00000-of-00002.parquet`, `test/*.parquet`); a file, or a pattern with `*`, `{a,b}`, "
         "`{00..12}`",
         "arrow": "a folder that `save_to_disk` of Hugging Face's `datasets` has written",
     }
@@ -120,9 +120,7 @@ class ParquetDataset(EncodedPictures):
         opened = open_arrow if self.kind == "arrow" else open_parquet
         return {split: [opened(path) for path in files] for split, files in found.files.items()}
 
-    def _columns(
-        self, found: "SplitFiles", tables: "Mapping[Split, list[Table]]"
-    ) -> "tuple[str, LabelColumn]":
+    def _columns(self, found: "SplitFiles", tables: "Mapping[Split, list[Table]]") -> "tuple[str, LabelColumn]":
         """Name of the column of pictures, and the column of labels; the first training file tells.
 
         Raises:
@@ -139,7 +137,7 @@ class ParquetDataset(EncodedPictures):
             here.label(label)
             if here.class_names(label) != names:
                 raise InvalidDataset(
-                    f"{table.path} notes other names of classes than {tables['train'][0].path}: all files must have the "
-                    "same, in the same order"
+                    f"{table.path} notes other names of classes than {tables['train'][0].path}: all files must have "
+                    "the same, in the same order"
                 )
         return image, LabelColumn(tables, label, names, found.folder)

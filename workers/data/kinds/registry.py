@@ -6,6 +6,7 @@ To add one, write its class in a file of this folder and add it here: see "Add a
 from workers.data.kinds.base import DatasetKind
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
+from workers.data.kinds.manifest import ManifestDataset
 from workers.data.kinds.npz import NpzDataset
 from workers.data.kinds.parquet import ParquetDataset
 from workers.data.kinds.stl10 import Stl10Dataset
@@ -22,6 +23,7 @@ KINDS: dict[str, type[DatasetKind]] = {
         SvhnDataset,
         Stl10Dataset,
         FolderDataset,
+        ManifestDataset,
         NpzDataset,
         ParquetDataset,
         WebDataset,

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from workers.data.encoded_rows import EncodedRows
     from workers.data.label_values import Classes, NamedClasses
     from workers.data.labels import Labels
-    from workers.data.split_files import SplitFiles
     from workers.data.tar_index import Shard
     from workers.events import Split
 
@@ -40,9 +39,9 @@ class WebDataset(EncodedPictures):
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
-        "webdataset": "tar shards of samples `KEY.jpg` (or png ...) with `KEY.cls` or `KEY.json`: a folder with `train`, "
-        "`val`, `test` among the words of their names, a file, or a pattern such as `train-{000000..000127}.tar`; "
-        "optionally `classes.txt` or `classes.json` beside them"
+        "webdataset": "tar shards of samples `KEY.jpg` (or png ...) with `KEY.cls` or `KEY.json`: a folder with "
+        "`train`, `val`, `test` among the words of their names, a file, or a pattern such as "
+        "`train-{000000..000127}.tar`; optionally `classes.txt` or `classes.json` beside them"
     }
     options: ClassVar[Mapping[str, Option]] = {
         **EncodedPictures.options,
@@ -139,7 +138,9 @@ def _integers(labels: Sequence[str], path: Path) -> "Labels":
     try:
         return np.array([int(label) for label in labels], dtype=np.int64)
     except (ValueError, OverflowError) as error:
-        raise InvalidDataset(f"{path}: labels of training samples are integers, here there is another: {error}") from error
+        raise InvalidDataset(
+            f"{path}: labels of training samples are integers, here there is another: {error}"
+        ) from error
 
 
 def _classes(shards: "Sequence[Shard]", names_file: Path | None) -> "Classes | NamedClasses":

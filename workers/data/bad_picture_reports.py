@@ -1,0 +1,111 @@
+"""Reports of bad pictures: all of a split that was decoded last, by name and reason, beside the notes of its source.
+
+``sources/<source key>.<split>.bad.jsonl``: a line that describes the rest, then a line ``[name, reason]`` for each
+picture. Light: the API process reads them.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from workers.data.bad_pictures import BadPicture
+from workers.data.decoded import REPORT_SUFFIX, SOURCES
+from workers.data.kinds.base import SPLITS, DatasetKind
+from workers.events import Emit, Log
+from workers.files import replacing
+from workers.texts import storable
+
+if TYPE_CHECKING:
+    from workers.events import Split
+
+# Of pictures in one event of a log, and of those in all its events: more are in the report alone.
+_EVENT_PICTURES, _LOGGED_MAX = 20, 1000
+
+
+class NamedReason(NamedTuple):
+    """A bad picture as a client sees it: its sample id, and the reason in words that follow it in a sentence."""
+
+    name: str
+    reason: str
+
+
+class Report(NamedTuple):
+    """Bad pictures of a split.
+
+    Attributes:
+        pictures: of the split, bad ones included.
+        left_out: whether the dataset was taken without them; else it was refused.
+        bad: how many.
+        path: the file that lists them.
+    """
+
+    split: "Split"
+    pictures: int
+    left_out: bool
+    bad: int
+    path: Path
+
+    def listed(self) -> Iterator[NamedReason]:
+        """Every bad picture, in the order of samples, read line by line."""
+        with self.path.open() as file:
+            next(file)
+            for line in file:
+                name, reason = storable(json.loads(line))
+                yield NamedReason(name, reason)
+
+
+def write_report(
+    pointer: Path, spec: DatasetKind, split: "Split", bad: Sequence[BadPicture], *, pictures: int
+) -> Report | None:
+    """Write the report of a split, or remove that of an earlier decoding if no picture is bad.
+
+    Args:
+        pointer: the note of the split's source.
+        pictures: of the split, bad ones included.
+    """
+    path = pointer.with_suffix(REPORT_SUFFIX)
+    for earlier in _reports(path.parent, spec):
+        if earlier.split == split and earlier.path != path:
+            earlier.path.unlink(missing_ok=True)
+    if not bad:
+        path.unlink(missing_ok=True)
+        return None
+    report = Report(split, pictures, spec.leaves_out, len(bad), path)
+    described = {"spec": spec.content_description(), **report._asdict(), "path": None}
+    with replacing(path, "a report of bad pictures") as file:
+        for line in (described, *([each.name, each.reason] for each in bad)):
+            file.write(json.dumps(line).encode() + b"\n")
+    return report
+
+
+def read_reports(work_dir: Path, spec: DatasetKind) -> list[Report]:
+    """Reports of the splits of a dataset that had bad pictures when they were decoded last."""
+    found = {report.split: report for report in _reports(work_dir / SOURCES, spec)}
+    return [found[split] for split in SPLITS if split in found]
+
+
+def log_report(report: Report, emit: Emit) -> None:
+    """Log how many pictures are bad, and which: the first 1,000."""
+    done = "were left out" if report.left_out else "cannot be used"
+    counts = f"{report.bad:,} of {report.pictures:,} pictures of {report.split} are bad and {done}"
+    emit(Log(level="warning", message=counts))
+    with contextlib.closing(report.listed()) as listed:
+        for first in range(0, min(report.bad, _LOGGED_MAX), _EVENT_PICTURES):
+            some = [f"{each.name} {each.reason}" for each, _ in zip(listed, range(_EVENT_PICTURES), strict=False)]
+            emit(Log(level="warning", message=f"bad pictures of {report.split} from {first + 1:,}: {'; '.join(some)}"))
+    if report.bad > _LOGGED_MAX:
+        more = report.bad - _LOGGED_MAX
+        emit(Log(level="warning", message=f"and {more:,} more: the dataset's report of bad pictures lists all"))
+
+
+def _reports(folder: Path, spec: DatasetKind) -> Iterator[Report]:
+    """Reports of this description, the oldest first."""
+    wanted = spec.content_description()
+    with contextlib.suppress(FileNotFoundError):
+        for path in sorted(folder.glob(f"*{REPORT_SUFFIX}"), key=lambda each: each.stat().st_mtime_ns):
+            with path.open() as file:
+                described = json.loads(file.readline())
+            if described.pop("spec") == wanted:
+                yield Report(**{**described, "path": path})
