@@ -177,7 +177,7 @@ def test_webdataset_shards_that_are_damaged_or_packed_are_refused(tmp_path: Path
 
 
 def test_webdataset_pictures_that_are_damaged_are_named(tmp_path: Path) -> None:
-    spec = write(tmp_path / "a.tar", samples([0, 1, 0, 1]) | {"001.jpg": b"text", "003.jpg": JPEG[3][:200]})
+    spec = write(tmp_path / "a.tar", samples([0, 1, 1, 0]) | {"001.jpg": b"text", "003.jpg": JPEG[3][:200]})
     with pytest.raises(InvalidDataset, match=r"2 of 4 pictures cannot be used: a.tar/001 .*; a.tar/003 "):
         prepare(spec, "train", tmp_path)
     assert prepare(spec.model_copy(update={"on_bad_picture": "skip"}), "train", tmp_path).samples == 2
