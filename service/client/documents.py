@@ -21,6 +21,17 @@ class Artifact(TypedDocument):
     media_type: str
 
 
+class BadPicture(TypedDocument):
+    """A picture of a data set that cannot be decoded, or does not fit the others."""
+
+    object: Literal["bad_picture"]
+    number: int
+    split: Literal["train", "validation", "test"]
+    sample_id: str
+    reason: str
+    left_out: bool
+
+
 class Cache(TypedDocument):
     """The logits of one teacher on one data set's views."""
 
@@ -223,6 +234,8 @@ class Dataset(TypedDocument):
     spec: dict[str, Any]
     classes: int | None
     samples: dict[str, int] | None
+    notes: list[str] | None
+    bad_pictures: dict[str, int] | None
     created_at: str
 
 
@@ -275,6 +288,7 @@ class GalleryRow(TypedDocument):
     row: int
     value: float
     label: int | None
+    sample_id: str | None
     picture: str | None
     teacher: NetworkRow
     student: NetworkRow | None
@@ -675,6 +689,7 @@ class PictureRow(TypedDocument):
     row: int
     label: int
     class_name: str
+    sample_id: str | None
     picture: str
 
 

@@ -82,6 +82,13 @@ class ResourceRoutes:
         """Get a dataset."""
         return self._connection.typed("GET", f"/v1/datasets/{path_part(dataset_id)}", documents.Dataset)
 
+    def bad_pictures(self, dataset_id: str, *, split: str | None = None) -> Iterator[documents.BadPicture]:
+        """List the pictures of a dataset that cannot be decoded, as jobs have found: split, sample_id, reason."""
+        params = {} if split is None else {"split": split}
+        return self._connection.pages(
+            f"/v1/datasets/{path_part(dataset_id)}/bad-pictures", documents.BadPicture, params
+        )
+
     def delete_dataset(self, dataset_id: str) -> None:
         """Delete the name of a dataset and its decoded copy; the pictures stay. Refused while a live job uses it."""
         self._connection.done("DELETE", f"/v1/datasets/{path_part(dataset_id)}", repeat=False)

@@ -83,7 +83,7 @@ class NamedClasses:
     names: tuple[str, ...]
     notes: ClassVar[tuple[str, ...]] = ()
 
-    def number(self, labels_N: Sequence[str], where: object) -> Values:
+    def number(self, labels_N: Iterable[str], where: object) -> Values:
         """Class 0..C-1 of each label, int64 [N].
 
         Raises:

@@ -38,7 +38,8 @@ def find_saved_files(path: str, data_root: Path) -> SplitFiles:
         return SplitFiles(folder, {"train": _files(folder, root)})
     names = _read(inside(folder / SPLITS_FILE, root)).get("splits")
     found: dict[Split, tuple[Path, ...]] = {}
-    for name in names if isinstance(names, list) else ():
+    names = names if isinstance(names, list) else []
+    for name in names:
         split = next((split for split, known in SPLIT_NAMES.items() if name in known), None)
         if split is None or split in found:
             raise InvalidDataset(

@@ -134,7 +134,7 @@ class LabelColumn:
             check_labels(values[values < 0], int((values >= 0).sum()), self._place("train"))
         return classes_of(values, self.names)
 
-    def check(self, classes: Classes | NamedClasses) -> dict[str, tuple[int, ...]]:
+    def check(self, classes: Classes | NamedClasses) -> "dict[Split, tuple[int, ...]]":
         """Check the labels of every split; returns how many there are of each class, by split.
 
         Raises:

@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from workers.errors import InvalidDataset
+from workers.errors import InvalidDataset, first_line
 from workers.texts import shortened
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def _damages_named(path: Path, form: str) -> Iterator[None]:
     except (pa.lib.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
         if isinstance(error, InvalidDataset):
             raise
-        what = cast(str, shortened(str(error).splitlines()[0] if str(error) else type(error).__name__))
+        what = shortened(first_line(error))
         raise InvalidDataset(
             f"{path} cannot be read as a {form} file ({what}): it is damaged, or no such file"
         ) from error

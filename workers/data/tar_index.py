@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +155,7 @@ class _Scan:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 # It would keep all headers.
-                tar.members.clear()
+                cast(Any, tar).members.clear()
                 name = _NAME.fullmatch(member.name)
                 if member.isdir():
                     continue

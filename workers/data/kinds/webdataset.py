@@ -127,8 +127,11 @@ def _labels(shards: "Sequence[Shard]", classes: "Classes | NamedClasses") -> "li
 
     numbered = []
     for shard in shards:
-        of_labels = _integers(shard.labels, shard.path) if isinstance(classes, Classes) else shard.labels
-        numbered.append(classes.number(of_labels, shard.path)[shard.labels_N])
+        if isinstance(classes, Classes):
+            of_labels = classes.number(_integers(shard.labels, shard.path), shard.path)
+        else:
+            of_labels = classes.number(shard.labels, shard.path)
+        numbered.append(of_labels[shard.labels_N])
     return numbered
 
 
