@@ -142,6 +142,14 @@ def distinct(pieces: Iterable[NDArray[Any]], where: object) -> tuple[Values, int
     return values, count
 
 
+def all_labelled(labels_N: Values, where: object) -> Values:
+    """The labels, or InvalidDataset if one of them is -1, which stands for none."""
+    missing = int((labels_N == -1).sum())
+    if missing:
+        raise InvalidDataset(f"{where} holds the label -1, of no class, {missing} times: leave these rows out")
+    return labels_N
+
+
 def check_number(classes: int, where: object) -> None:
     """Raise InvalidDataset if there are more classes than a dataset may have."""
     if classes > CLASSES_MAX:

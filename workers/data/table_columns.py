@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data.label_values import Classes, NamedClasses, check_number, classes_of, classes_of_names, distinct
+from workers.data.label_values import (
+    Classes,
+    NamedClasses,
+    all_labelled,
+    check_number,
+    classes_of,
+    classes_of_names,
+    distinct,
+)
 from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
 from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
 from workers.errors import InvalidDataset
@@ -153,7 +161,8 @@ class LabelColumn:
 
     def pieces(self, split: "Split", classes: Classes | NamedClasses) -> Iterator[Labels]:
         """Classes 0..C-1 of the rows of a split, in pieces."""
-        return (classes.number(piece, self._place(split)) for piece in self._values(split))
+        place = self._place(split)
+        return (all_labelled(classes.number(piece, place), place) for piece in self._values(split))
 
     def _place(self, split: "Split") -> str:
         return f"{self.path}: column {self.column!r} of {split}"

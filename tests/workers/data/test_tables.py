@@ -157,6 +157,10 @@ def test_parquet_files_must_agree_on_names_and_columns(tmp_path: Path) -> None:
     pq.write_table(table.replace_schema_metadata({b"huggingface": noted}), path)
     with pytest.raises(InvalidDataset, match=r"test-00000-of-00001.parquet notes other names of classes than"):
         examine(spec, tmp_path)
+    unknown = pa.array([-1, *LABELS["test"][1:]], pa.int64())
+    pq.write_table(table.set_column(1, "label", unknown), path)
+    with pytest.raises(InvalidDataset, match=r"column 'label' of test holds the label -1, of no class, 1 times"):
+        examine(spec, tmp_path)
     pq.write_table(table.rename_columns(["img", "label"]), path)
     with pytest.raises(InvalidDataset, match=r"test-00000-of-00001.parquet has no column 'image' of pictures"):
         examine(spec, tmp_path)

@@ -108,6 +108,13 @@ def test_webdataset_class_names_lie_beside_the_shards(tmp_path: Path, name: str,
     assert source.key() != examine(write(tmp_path / "b.tar", samples([1, 0])), tmp_path).key()
 
 
+def test_webdataset_labels_of_no_class_are_refused_where_names_are_given(tmp_path: Path) -> None:
+    write(tmp_path / "set/train.tar", samples([1, 0, -1]))
+    (tmp_path / "set/classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(InvalidDataset, match=r"train.tar holds the label -1, of no class, 1 times"):
+        examine(WebDataset(path="set"), tmp_path)
+
+
 def test_webdataset_leaves_out_links_folders_and_what_is_no_sample(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")

@@ -123,7 +123,7 @@ class WebDataset(EncodedPictures):
 
 def _labels(shards: "Sequence[Shard]", classes: "Classes | NamedClasses") -> "list[Labels]":
     """Class of each sample of each shard."""
-    from workers.data.label_values import Classes
+    from workers.data.label_values import Classes, all_labelled
 
     numbered = []
     for shard in shards:
@@ -131,7 +131,7 @@ def _labels(shards: "Sequence[Shard]", classes: "Classes | NamedClasses") -> "li
             of_labels = classes.number(_integers(shard.labels, shard.path), shard.path)
         else:
             of_labels = classes.number(shard.labels, shard.path)
-        numbered.append(of_labels[shard.labels_N])
+        numbered.append(all_labelled(of_labels[shard.labels_N], shard.path))
     return numbered
 
 
