@@ -36,6 +36,7 @@ HOMES = {
     "zarr": ("store/",),
     "onnxruntime": ("workers/onnx/quantization.py", "workers/onnx/session.py"),
     "ray": ("workers/cluster/ray_api.py",),
+    "pyarrow": ("store/export.py", "workers/data/tables.py", "workers/data/table_columns.py"),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),
     "mlflow": ("service/trackers/sinks/mlflow.py",),
@@ -102,7 +103,7 @@ LIGHT = (
 )
 HEAVY = (
     *("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL"),
-    *("matplotlib", "mlflow", "wandb", "trackio", "pandas"),
+    *("matplotlib", "mlflow", "wandb", "trackio", "pandas", "pyarrow"),
 )
 TOP_LEVEL = {
     ".ci",

@@ -84,7 +84,7 @@ def test_the_command_line_explains_and_registers_it(
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["datasets", "add", "--help"]) == 0
     told = capsys.readouterr().out
-    for text in ("npz, stripes.", "stripes: one file *.stripes", "--repeats", "Of stripes: pictures of each class."):
+    for text in (", stripes.", "stripes: one file *.stripes", "--repeats", "Of stripes: pictures of each class."):
         assert text in told
     words = ["datasets", "add", "s", "stripes", "--path", "ten.stripes", "--repeats", "3"]
     assert main(["--url", api.url, *words]) == 0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from workers.data.class_names import NAME_MAX_CHARACTERS
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
+from workers.data.label_values import Classes, check_number, classes_of, distinct
 from workers.errors import InvalidDataset
 from workers.events import Split
 
@@ -23,46 +24,53 @@ Pieces = Callable[[Split], Iterable[NDArray[Any]]]
 
 # ImageNet-21k has 14 million labels of 21,841 classes.
 LABELS_MAX = 1 << 25
-CLASSES_MAX = 100_000
 NAMES_MAX_BYTES = 16 << 20
 
 
-def npz_class_names(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> tuple[str, ...]:
-    """Names of the classes of an ``.npz`` whose headers fit.
+def npz_classes(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> Classes:
+    """Classes of an ``.npz`` whose headers fit.
 
-    Without an array ``class_names`` they are counted, "0", "1", ... up to the largest training label.
+    Without an array ``class_names`` they are called by their labels.
 
     Args:
         arrays: the array that holds the labels of each split.
 
     Raises:
-        InvalidDataset: damaged, too large, no strings, or too many classes or labels.
+        InvalidDataset: damaged, too large, no strings, fewer than two classes, or too many classes or labels.
     """
     for array in arrays.values():
-        (count,) = headers[array].shape
+        count = headers[array].shape[0]
         if count > LABELS_MAX:
             raise InvalidDataset(
                 f"{path}: {array} announces {count} labels, at most {LABELS_MAX} are read: split the dataset"
             )
-    return _named(path, headers["class_names"]) if "class_names" in headers else _counted(path, arrays["train"])
+    names = _named(path, headers["class_names"]) if "class_names" in headers else None
+    values, count = distinct(npz_pieces(path, arrays["train"]), path)
+    if names is None:
+        check_labels(values[values < 0], int((values >= 0).sum()), f"{path}: {arrays['train']}")
+        if len(values) < 2:
+            raise InvalidDataset(
+                f"{path}: all {count} training labels are {values[0]}: at least two classes are needed"
+            )
+    return classes_of(values, names)
 
 
-def check_npz_labels(path: Path, names: Sequence[str], arrays: Mapping[Split, str]) -> None:
+def check_npz_labels(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> None:
     """Check the labels of each split of an ``.npz``, piece by piece.
 
     Raises:
-        InvalidDataset: damaged, or with labels that are not 0..classes-1 with every class in the training split.
+        InvalidDataset: damaged, or with labels of no class, or without a training picture of a class.
     """
-    _check(lambda split: npz_pieces(path, arrays[split]), names, _npz_places(path, arrays), path)
+    check_pieces(_npz_pieces(path, classes, arrays), classes.names, _npz_places(path, arrays), path)
 
 
-def npz_labels(path: Path, names: Sequence[str], arrays: Mapping[Split, str]) -> dict[Split, Labels]:
-    """Read and check the labels int64 [N] of each split of an ``.npz``.
+def npz_labels(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> dict[Split, Labels]:
+    """Read, number and check the labels int64 [N] of each split of an ``.npz``.
 
     Raises:
         InvalidDataset: as ``check_npz_labels``.
     """
-    return _whole(lambda split: npz_pieces(path, arrays[split]), names, _npz_places(path, arrays), path)
+    return _whole(_npz_pieces(path, classes, arrays), classes.names, _npz_places(path, arrays), path)
 
 
 def check_idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> None:
@@ -71,7 +79,7 @@ def check_idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> None:
     Raises:
         InvalidDataset: as ``check_npz_labels``.
     """
-    _check(lambda split: idx_pieces(paths[split]), names, paths, paths["train"])
+    check_pieces(lambda split: idx_pieces(paths[split]), names, paths, paths["train"])
 
 
 def idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> dict[Split, Labels]:
@@ -90,17 +98,36 @@ def check_labels(labels_N: Labels, classes: int, where: object) -> None:
         raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
 
 
+def _npz_pieces(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> Pieces:
+    places = _npz_places(path, arrays)
+    return lambda split: (
+        # One column is what MedMNIST has.
+        classes.number(piece.reshape(-1), places[split])
+        for piece in npz_pieces(path, arrays[split])
+    )
+
+
 def _npz_places(path: Path, arrays: Mapping[Split, str]) -> dict[Split, str]:
     return {split: f"{path}: {array}" for split, array in arrays.items()}
 
 
 def _whole(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> dict[Split, Labels]:
     labels = {split: np.concatenate([piece.astype(np.int64) for piece in pieces(split)]) for split in where}
-    _check(lambda split: [labels[split]], names, where, path)
+    check_pieces(lambda split: [labels[split]], names, where, path)
     return labels
 
 
-def _check(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> None:
+def check_pieces(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> None:
+    """Check labels 0..classes-1 of each split, piece by piece.
+
+    Args:
+        pieces: the labels of a split.
+        where: they are, for messages.
+        path: of the dataset.
+
+    Raises:
+        InvalidDataset: others are among them, or a class has no training picture.
+    """
     for split in where:
         has_class_N = np.zeros(len(names), dtype=bool)
         for piece in pieces(split):
@@ -122,23 +149,10 @@ def _check_every_class(has_class_N: NDArray[np.bool_], names: Sequence[str], whe
         )
 
 
-def _counted(path: Path, array: str) -> tuple[str, ...]:
-    count, largest = 0, 0
-    for piece in npz_pieces(path, array):
-        count, largest = count + len(piece), max(largest, int(piece.max()))
-    if not 1 <= largest < count:
-        raise InvalidDataset(
-            f"{path}: the largest of {count} training labels is {largest}; labels must be "
-            "0..classes-1 without gaps, with at least two classes"
-        )
-    _check_number(largest + 1, path)
-    return tuple(str(label) for label in range(largest + 1))
-
-
 def _named(path: Path, header: Header) -> tuple[str, ...]:
     if header.dtype.kind != "U" or len(header.shape) != 1:
         raise InvalidDataset(f"{path}: class_names is {header}, not strings [C]")
-    _check_number(header.shape[0], path)
+    check_number(header.shape[0], path)
     if header.size_bytes > NAMES_MAX_BYTES:
         raise InvalidDataset(
             f"{path}: class_names has {header.size_bytes} bytes, at most {NAMES_MAX_BYTES} are read: each takes as "
@@ -154,8 +168,3 @@ def _named(path: Path, header: Header) -> tuple[str, ...]:
             f"{path}: a class name has {longest} characters, at most {NAME_MAX_CHARACTERS} are allowed: shorten it"
         )
     return names
-
-
-def _check_number(classes: int, path: Path) -> None:
-    if classes > CLASSES_MAX:
-        raise InvalidDataset(f"{path} has {classes} classes, at most {CLASSES_MAX} are allowed")

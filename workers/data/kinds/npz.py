@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
+from pydantic import Field
+
 from workers.data.class_names import check_class_names
-from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Source
+from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
 from workers.errors import InvalidDataset
 
 if TYPE_CHECKING:
@@ -14,23 +16,39 @@ if TYPE_CHECKING:
     from workers.data.headers import Headers
     from workers.events import ShouldStop, Split
 
-_PARTS = ("images", "labels")
+# Names of the arrays of pictures and labels of a split: this project's and MedMNIST's, Keras's, scikit-learn's.
+_FORMS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
+# Those of a file without splits, which is a training split.
+_WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"))
+_EXPECTED = "expected uint8 [N, height, width], [N, height, width, 1 or 3] or [N, 1 or 3, height, width], not empty"
 
 
 class NpzDataset(FilesBelowRoot):
     """One ``.npz`` of ``train_images``, ``train_labels``, ``test_images``, ``test_labels``.
 
-    A validation split (``validation_``, ``valid_`` or ``val_``) may be there, the test split may be missing. Images are
-    uint8 [N, H, W] or [N, H, W, C], labels integers [N], ``class_names`` (optional) strings.
+    Or ``x_train``, ``y_train``, ``x_test``, ``y_test``, as Keras has them, or ``images`` and ``labels`` without splits.
+    A validation split (``validation``, ``valid`` or ``val``) may be there, the test split may be missing. Images are
+    uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels integers [N] or [N, 1], ``class_names`` (optional) strings.
+
+    Attributes:
+        channels: whether the channels of pictures of rank 4 come ``first`` or ``last``; None goes by the shape, which
+            tells unless both may be meant.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
         "npz": "one file: `train_images`, `train_labels`, `test_images`, `test_labels`, optionally `val_images`, "
-        "`val_labels` (or `validation_`) and `class_names`"
+        "`val_labels` (or `validation_`) and `class_names`; or `x_train`, `y_train`, ... as Keras has them, or "
+        "`images` and `labels` without splits"
+    }
+    options: ClassVar[Mapping[str, Option]] = {
+        **FilesBelowRoot.options,
+        "channels": Option("Of an npz: where the channels of its pictures are.", "as the shape tells"),
     }
     sought: ClassVar[str] = ".npz files"
 
     kind: Literal["npz"] = "npz"
+    # Joined later, as ``Training.cuda_graph``.
+    channels: Literal["first", "last"] | None = Field(None, exclude_if=lambda given: given is None)
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
@@ -41,30 +59,30 @@ class NpzDataset(FilesBelowRoot):
     def examine(self, data_root: Path) -> Source:
         """Read the arrays' headers, and all labels piece by piece."""
         from workers.data.headers import npz_headers
-        from workers.data.labels import check_npz_labels, npz_class_names
+        from workers.data.labels import check_npz_labels, npz_classes
 
         path = self.resolve(data_root)
-        prefixes = _prefixes(path)
-        needed = [f"{prefix}_{part}" for prefix in prefixes.values() for part in _PARTS]
-        headers = npz_headers(path, needed, optional=["class_names"])
-        shapes = {split: _shape(path, headers, prefix) for split, prefix in prefixes.items()}
+        arrays = _arrays(path)
+        headers = npz_headers(path, [name for pair in arrays.values() for name in pair], optional=["class_names"])
+        shapes = {split: self._shape(path, headers, *pair) for split, pair in arrays.items()}
         for split, shape in shapes.items():
             if shape[1:] != shapes["train"][1:]:
                 raise InvalidDataset(
                     f"{path}: training pictures are {list(shapes['train'][1:])}, {split} pictures "
                     f"{list(shape[1:])} (height, width, channels)"
                 )
-        labels = {split: f"{prefix}_labels" for split, prefix in prefixes.items()}
-        names = npz_class_names(path, headers, labels)
-        check_class_names(names, path)
-        check_npz_labels(path, names, labels)
+        labels = {split: name for split, (_, name) in arrays.items()}
+        classes = npz_classes(path, headers, labels)
+        check_class_names(classes.names, path)
+        check_npz_labels(path, classes, labels)
         return Source(
             spec=self,
             path=path,
             samples={split: shape[0] for split, shape in shapes.items()},
-            classes=len(names),
-            class_names=names,
-            files=dict.fromkeys(prefixes, (path,)),
+            classes=len(classes.names),
+            class_names=classes.names,
+            files=dict.fromkeys(arrays, (path,)),
+            notes=classes.notes,
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
@@ -73,52 +91,106 @@ class NpzDataset(FilesBelowRoot):
 
         from workers.data.blocks import Decoding, block_rows, stoppable
         from workers.data.headers import npz_headers, npz_pieces
-        from workers.data.labels import npz_labels
+        from workers.data.labels import npz_classes, npz_labels
 
         path = source.files[split][0]
-        prefixes = _prefixes(path)
-        name = f"{prefixes[split]}_images"
-        count, height, width, *channels = npz_headers(path, [name])[name].shape
-        shape = (count, height, width, channels[0] if channels else 1)
-        step = block_rows(math.prod(shape[1:]))
-        names = source.class_names or ()
-        labels = {of: f"{prefix}_labels" for of, prefix in prefixes.items()}
-        blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in npz_pieces(path, name, step))
-        return Decoding(shape, npz_labels(path, names, labels)[split], names, stoppable(blocks, should_stop))
+        arrays = _arrays(path)
+        images, of_split = arrays[split]
+        headers = npz_headers(path, [name for pair in arrays.values() for name in pair], optional=["class_names"])
+        shape = self._shape(path, headers, images, of_split)
+        labels = {each: name for each, (_, name) in arrays.items()}
+        classes = npz_classes(path, headers, labels)
+        pieces = npz_pieces(path, images, block_rows(math.prod(shape[1:])))
+        if self._channels_first(path, headers, images):
+            pieces = (piece.transpose(0, 2, 3, 1) for piece in pieces)
+        blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in pieces)
+        labels_N = npz_labels(path, classes, labels)[split]
+        return Decoding(shape, labels_N, classes.names, stoppable(blocks, should_stop))
+
+    def _shape(self, path: Path, headers: "Headers", images: str, labels: str) -> tuple[int, int, int, int]:
+        """(N, height, width, channels) of a split whose headers fit together; of the names of its arrays."""
+        found = headers[images]
+        if found.dtype != "uint8":
+            raise InvalidDataset(f"{path}: {images} is {found}; {_EXPECTED}{_way_to_uint8(found.dtype.kind)}")
+        shape = (*found.shape, 1) if len(found.shape) == 3 else found.shape
+        if self._channels_first(path, headers, images):
+            shape = (shape[0], *shape[2:], shape[1])
+        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+            flat = "; make pictures of the rows by numpy.reshape" if len(shape) == 2 else ""
+            raise InvalidDataset(f"{path}: {images} is {found}; {_EXPECTED}{flat}")
+        _check_labels(path, headers, labels, shape[0])
+        count, height, width, channels = shape
+        return count, height, width, channels
+
+    def _channels_first(self, path: Path, headers: "Headers", images: str) -> bool:
+        """Whether pictures are [N, C, H, W].
+
+        Raises:
+            InvalidDataset: they may be either.
+        """
+        shape = headers[images].shape
+        if len(shape) != 4:
+            return False
+        first, last = (size in (1, 3) for size in (shape[1], shape[3]))
+        if self.channels is None and first and last:
+            raise InvalidDataset(
+                f"{path}: {images} is {headers[images]}, so its channels may come first or last: say which with "
+                '"channels": "first" or "last" (--channels)'
+            )
+        return self.channels == "first" or (self.channels is None and first)
 
 
-def _prefixes(path: Path) -> "dict[Split, str]":
-    """Prefix of the arrays of each split that is there.
+def _arrays(path: Path) -> "dict[Split, tuple[str, str]]":
+    """Names of the arrays of pictures and labels of each split that is there.
 
     Raises:
         InvalidDataset: one split is there under two names.
     """
     from workers.data.headers import npz_headers
 
-    every = [f"{name}_{part}" for names in SPLIT_NAMES.values() for name in names for part in _PARTS]
+    pairs: dict[Split, list[tuple[str, str]]] = {
+        split: [(images.format(name), labels.format(name)) for images, labels in _FORMS for name in names]
+        for split, names in SPLIT_NAMES.items()
+    }
+    every = [name for of_split in (*pairs.values(), _WHOLE) for pair in of_split for name in pair]
     there = npz_headers(path, [], optional=every)
-    prefixes: dict[Split, str] = {}
-    for split, names in SPLIT_NAMES.items():
-        found = [name for name in names if any(f"{name}_{part}" in there for part in _PARTS)]
+    arrays: dict[Split, tuple[str, str]] = {}
+    for split, of_split in pairs.items():
+        # Without pictures, labels alone tell which are missing.
+        found = [pair for pair in of_split if pair[0] in there] or [pair for pair in of_split if pair[1] in there][:1]
         if len(found) > 1:
             raise InvalidDataset(
-                f"{path} holds {found[0]}_ and {found[1]}_ arrays, which both mean the {split} split: keep one of them"
+                f"{path} holds {found[0][0]} and {found[1][0]}, which both mean the {split} split: keep one of them"
             )
-        if found or split == "train":
-            prefixes[split] = (found or names)[0]
-    return prefixes
+        if found:
+            arrays[split] = found[0]
+    if not arrays:
+        whole = [pair for pair in _WHOLE if pair[0] in there]
+        return {"train": whole[0] if whole else pairs["train"][0]}
+    # Named as the others are, where it is missing.
+    return {"train": pairs["train"][0], **arrays}
 
 
-def _shape(path: Path, headers: "Headers", split: str) -> tuple[int, ...]:
-    """(N, height, width, channels) of a split whose headers fit together; ``split`` is the prefix of its arrays."""
-    images, labels = headers[f"{split}_images"], headers[f"{split}_labels"]
-    shape = images.shape
-    full = (*shape, 1) if len(shape) == 3 else shape
-    if images.dtype != "uint8" or len(full) != 4 or full[3] not in (1, 3) or 0 in full:
-        raise InvalidDataset(
-            f"{path}: {split}_images is {images}; expected uint8 [N, height, width] or "
-            "[N, height, width, 1 or 3], not empty"
+def _way_to_uint8(kind: str) -> str:
+    """What to do about pictures of another dtype, by its kind."""
+    if kind == "f":
+        return (
+            ". Of values from 0 to 1 save numpy.round(images * 255).astype('uint8'); undo a normalisation by mean and "
+            "std before that"
         )
-    if labels.dtype.kind not in "iu" or labels.shape != shape[:1]:
-        raise InvalidDataset(f"{path}: {split}_labels is {labels}; expected integers [{shape[0]}], one per picture")
-    return full
+    if kind == "b":
+        return ". Save images.astype('uint8') * 255"
+    return ". Of values from 0 to 255 save images.astype('uint8')" if kind in "iu" else ""
+
+
+def _check_labels(path: Path, headers: "Headers", name: str, count: int) -> None:
+    """Refuse labels that are not one integer per picture, [N] or, as MedMNIST has them, [N, 1]."""
+    found = headers[name]
+    if found.dtype.kind in "iub" and found.shape in ((count,), (count, 1)):
+        return
+    advice = ""
+    if len(found.shape) == 2 and found.shape[0] == count and found.shape[1] > 1:
+        advice = ". Of one-hot rows save labels.argmax(axis=1); several labels of one picture are not supported"
+    elif found.dtype.kind == "f":
+        advice = ". Save labels.astype('int64')"
+    raise InvalidDataset(f"{path}: {name} is {found}; expected integers [{count}], one per picture{advice}")

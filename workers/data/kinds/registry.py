@@ -8,7 +8,11 @@ from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.manifest import ManifestDataset
 from workers.data.kinds.npz import NpzDataset
+from workers.data.kinds.parquet import ParquetDataset
+from workers.data.kinds.stl10 import Stl10Dataset
+from workers.data.kinds.svhn import SvhnDataset
 from workers.data.kinds.torchvision_sets import TorchvisionDataset
+from workers.data.kinds.webdataset import WebDataset
 
 # By the value of ``kind``. The order is that of help texts, tables and error messages.
 KINDS: dict[str, type[DatasetKind]] = {
@@ -16,9 +20,13 @@ KINDS: dict[str, type[DatasetKind]] = {
     for cls in (
         DigitsDataset,
         TorchvisionDataset,
+        SvhnDataset,
+        Stl10Dataset,
         FolderDataset,
         ManifestDataset,
         NpzDataset,
+        ParquetDataset,
+        WebDataset,
     )
     for kind in cls.kinds
 }

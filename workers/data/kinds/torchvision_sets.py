@@ -30,6 +30,7 @@ class TorchvisionDataset(FilesBelowRoot):
         "cifar100": "the published archive, unpacked",
         "mnist": "the IDX files",
         "fashion_mnist": "the IDX files",
+        "kmnist": "the IDX files",
     }
     sought: ClassVar[str] = "CIFAR and MNIST"
     recipes: ClassVar[Mapping[str, str]] = {
@@ -38,9 +39,10 @@ class TorchvisionDataset(FilesBelowRoot):
         "mnist": "mnist",
         # Clothes may be mirrored.
         "fashion_mnist": "small-pictures",
+        "kmnist": "mnist",
     }
 
-    kind: Literal["cifar10", "cifar100", "mnist", "fashion_mnist"]
+    kind: Literal["cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist"]
     path: RelativePath = "."
 
     @classmethod
@@ -255,5 +257,10 @@ _SETS: Mapping[str, _Published] = {
             "Bag",
             "Ankle boot",
         ),
+    ),
+    "kmnist": _Idx(
+        size=(28, 28),
+        folders=(".", "raw", "KMNIST/raw", "KMNIST", "kmnist"),
+        class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
     ),
 }

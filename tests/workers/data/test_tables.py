@@ -1,0 +1,240 @@
+"""Parquet files and saved Arrow datasets: columns, splits and class names are found or asked for, damage is named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.support import dataset_forms
+from tests.support.dataset_forms import LABELS, PICTURES, encoded
+from tests.workers.data.test_prepared import prepare
+from workers.data import table_columns
+from workers.data.discovery import examine
+from workers.data.kinds.parquet import ParquetDataset
+from workers.errors import InvalidDataset
+
+BYTES = [encoded(picture, "JPEG") for picture in PICTURES["train"]]
+LABEL = LABELS["train"]
+
+
+def write(path: Path, **columns: object) -> ParquetDataset:
+    """A parquet file of these columns, as pandas or pyarrow write it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return ParquetDataset(kind="parquet", path=path.name)
+
+
+def test_parquet_of_plain_bytes_and_names_is_decoded_as_pil_does(tmp_path: Path) -> None:
+    words = np.array(["cow", "ape", "dog", "cat"])[LABEL]
+    spec = write(tmp_path / "a.parquet", data=BYTES, animal=pa.array(words).dictionary_encode(), weight=[0.5] * 12)
+    source = examine(spec, tmp_path)
+    assert (source.samples, source.class_names) == ({"train": 12}, ("ape", "cat", "cow", "dog"))
+    assert source.class_counts == {"train": (3, 3, 3, 3)}
+    train = prepare(spec, "train", tmp_path)
+    assert [train.class_names[label] for label in train.labels_N] == list(words)
+    for picture, data in zip(train.take(slice(None)), BYTES, strict=True):
+        with Image.open(pa.BufferReader(data)) as image:
+            np.testing.assert_array_equal(picture, np.asarray(image))
+
+
+def test_parquet_integers_are_numbered_and_it_is_said(tmp_path: Path) -> None:
+    spec = write(tmp_path / "a.parquet", image=BYTES, label=LABEL * 10 + 1)
+    source = examine(spec, tmp_path)
+    assert source.class_names == ("1", "11", "21", "31")
+    assert "11 is class 1" in source.notes[0]
+    np.testing.assert_array_equal(prepare(spec, "train", tmp_path).labels_N, LABEL)
+
+
+def test_parquet_rows_are_read_in_any_order_with_few_groups_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ParquetDataset.model_validate(dataset_forms.hub(tmp_path))
+    monkeypatch.setattr(table_columns, "_HELD_BYTES", 0)
+    rows = spec.encoded(examine(spec, tmp_path), "train")
+    assert rows.ids[5:7] == ["data/train-00000-of-00002.parquet:5", "data/train-00001-of-00002.parquet:0"]
+    assert rows.place(7) == f"{tmp_path}/hub/data/train-00001-of-00002.parquet, row 1,"
+    for row in (11, 0, 5, 6, 4):
+        assert rows.read(row) == encoded(PICTURES["train"][row])
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"image": BYTES, "mask": BYTES, "label": LABEL}, {}, None),
+        ({"photo": BYTES, "mask": BYTES, "label": LABEL}, {}, "several columns .* photo, mask: set 'image' to one of"),
+        ({"photo": BYTES, "mask": BYTES, "label": LABEL}, {"image": "photo"}, None),
+        (
+            {"image": BYTES, "fine": LABEL, "coarse": LABEL},
+            {},
+            "several columns .* fine, coarse: set 'label' to one of",
+        ),
+        ({"image": BYTES, "fine": LABEL, "coarse": LABEL}, {"label": "fine"}, None),
+        ({"image": BYTES, "score": LABEL / 2}, {}, r"no column of labels .* image \(binary\), score \(double\)"),
+        ({"pixels": LABEL, "label": LABEL}, {}, r"no column of pictures"),
+        ({"image": BYTES, "label": LABEL}, {"label": "lable"}, "has no column 'lable' of labels"),
+        ({"image": BYTES, "label": [None, *LABEL[1:]]}, {}, "1 rows have no label in the column 'label'"),
+        ({"image": BYTES, "label": LABEL - 1}, {}, "holds the label -1; labels are 0..2"),
+        ({"image": BYTES, "label": ["a"] * 12}, {}, "at least two"),
+    ],
+)
+def test_parquet_columns_are_found_or_asked_for(
+    tmp_path: Path, columns: dict[str, object], options: dict[str, str], message: str | None
+) -> None:
+    write(tmp_path / "a.parquet", **columns)
+    spec = ParquetDataset.model_validate({"kind": "parquet", "path": "a.parquet", **options})
+    if message is None:
+        assert examine(spec, tmp_path).classes == 4
+        return
+    with pytest.raises(InvalidDataset, match=message):
+        examine(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "samples"),
+    [
+        (("train-00000-of-00001.parquet", "validation.parquet", "test.parquet"), {"train", "validation", "test"}),
+        (
+            ("default/train/0000.parquet", "default/train/0001.parquet", "default/val/0000.parquet"),
+            {"train", "validation"},
+        ),
+        (("part-0.parquet", "part-1.parquet"), {"train"}),
+        (("train-00000-of-00002.parquet",), r"lacks train-00001-of-00002 \(1 of 2 files are missing\)"),
+        (("a/train.parquet", "b/train.parquet"), "files of one split lie in several folders, a, b"),
+        (("train.parquet", "more.parquet"), "more.parquet have none of train, validation and test"),
+        (("train-test.parquet",), "has two splits in its name, train and test"),
+        (("test.parquet",), "has no file of the training split"),
+        ((), r"holds no file \*.parquet"),
+    ],
+)
+def test_parquet_splits_are_those_of_the_names(tmp_path: Path, names: tuple[str, ...], samples: set[str] | str) -> None:
+    (tmp_path / "set").mkdir()
+    for name in names:
+        write(tmp_path / "set" / name, image=BYTES, label=LABEL)
+    spec = ParquetDataset(kind="parquet", path="set")
+    if isinstance(samples, str):
+        with pytest.raises(InvalidDataset, match=samples):
+            examine(spec, tmp_path)
+    else:
+        assert set(examine(spec, tmp_path).samples) == samples
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("set/part-{0..2}.parquet", 3),
+        ("set/part-{0,2}.parquet", 2),
+        ("set/*-1.parquet", 1),
+        ("set/part-{0..3}.parquet", "no file 'part-3.parquet'"),
+        ("set/part-{3..1}.parquet", "no range of 1 to 100000"),
+        ("set/{0..999}{0..999}.parquet", "1000000 files, at most 100000"),
+        ("../set/*.parquet", "not allowed"),
+    ],
+)
+def test_parquet_path_may_be_a_pattern(tmp_path: Path, path: str, found: int | str) -> None:
+    for number in range(3):
+        write(tmp_path / "root" / "set" / f"part-{number}.parquet", image=BYTES, label=LABEL)
+    spec = ParquetDataset(kind="parquet", path=path)
+    if isinstance(found, str):
+        with pytest.raises(InvalidDataset, match=found):
+            examine(spec, tmp_path / "root")
+    else:
+        assert examine(spec, tmp_path / "root").samples == {"train": found * 12}
+
+
+def test_parquet_files_must_agree_on_names_and_columns(tmp_path: Path) -> None:
+    spec = ParquetDataset.model_validate(dataset_forms.hub(tmp_path))
+    path = tmp_path / "hub/data/test-00000-of-00001.parquet"
+    table: Any = dataset_forms.hub_table("test")
+    noted = table.schema.metadata[b"huggingface"].replace(b'"0", "1"', b'"1", "0"')
+    pq.write_table(table.replace_schema_metadata({b"huggingface": noted}), path)
+    with pytest.raises(InvalidDataset, match=r"test-00000-of-00001.parquet notes other names of classes than"):
+        examine(spec, tmp_path)
+    unknown = pa.array([-1, *LABELS["test"][1:]], pa.int64())
+    pq.write_table(table.set_column(1, "label", unknown), path)
+    with pytest.raises(InvalidDataset, match=r"column 'label' of test holds the label -1, of no class, 1 times"):
+        examine(spec, tmp_path)
+    pq.write_table(table.rename_columns(["img", "label"]), path)
+    with pytest.raises(InvalidDataset, match=r"test-00000-of-00001.parquet has no column 'image' of pictures"):
+        examine(spec, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_tables_that_are_damaged_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+    given = (dataset_forms.hub if kind == "parquet" else dataset_forms.saved)(tmp_path)
+    spec = ParquetDataset.model_validate(given)
+    path = next(tmp_path.rglob(f"test*/*.{kind}" if kind == "arrow" else "test*.parquet"))
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"not a table" * 20):
+        path.write_bytes(damaged)
+        with pytest.raises(InvalidDataset, match=rf"{path.name} cannot be read as a .* file"):
+            examine(spec, tmp_path)
+
+
+def test_parquet_rows_without_a_picture_are_named(tmp_path: Path) -> None:
+    images = [{"bytes": data, "path": "a.jpg"} for data in BYTES]
+    images[3] = {"bytes": None, "path": "/pictures/a.jpg"}
+    images[4] = {"bytes": b"text", "path": "a.jpg"}
+    spec = write(tmp_path / "a.parquet", image=images, label=LABEL)
+    message = r"2 of 12 .*row 3, has no bytes, but the path '/pictures/a.jpg'.*row 4, .*cannot be read as a picture"
+    with pytest.raises(InvalidDataset, match=message):
+        prepare(spec, "train", tmp_path)
+
+
+def test_parquet_row_group_that_would_not_fit_into_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = write(tmp_path / "a.parquet", image=BYTES, label=LABEL)
+    monkeypatch.setattr(table_columns, "GROUP_MAX_BYTES", 1000)
+    with pytest.raises(InvalidDataset, match=r"at most 1000 are read: write it with smaller ones, row_group_size"):
+        examine(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset_dict.json": {"splits": ["train", "extra"]}}, "names the splits train, extra: each must be one of"),
+        ({"dataset_dict.json": {"splits": ["test"]}}, "names no training split"),
+        ({"dataset_dict.json": None}, "has neither dataset_dict.json nor state.json"),
+        (
+            {"train/state.json": {"_data_files": [{"filename": "b.arrow"}]}},
+            "train/b.arrow is missing, which state.json",
+        ),
+        ({"train/state.json": {"_data_files": [{"filename": "../../../b"}]}}, "leads out of the data root"),
+        ({"train/state.json": {"_data_files": 3}}, "names no files of data"),
+        ({"train/state.json": [1]}, "holds no JSON object"),
+    ],
+)
+def test_saved_dataset_that_is_not_whole_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    spec = ParquetDataset.model_validate(dataset_forms.saved(tmp_path))
+    for name, content in change.items():
+        path = tmp_path / "saved" / name
+        path.unlink() if content is None else path.write_text(json.dumps(content))
+    with pytest.raises(InvalidDataset, match=message):
+        examine(spec, tmp_path)
+
+
+def test_saved_dataset_without_splits_is_a_training_split(tmp_path: Path) -> None:
+    dataset_forms.saved(tmp_path)
+    shutil.move(tmp_path / "saved/test", tmp_path / "one")
+    assert examine(ParquetDataset(kind="arrow", path="one"), tmp_path).samples == {"train": 8}
+
+
+def test_tables_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InvalidDataset, match=r"need the package pyarrow, .*pip install 'retort\[datasets\]'"):
+        examine(ParquetDataset(kind="parquet", path="a.parquet"), tmp_path)
+
+
+def test_the_kind_loads_no_pyarrow_before_it_reads() -> None:
+    code = "import sys, workers.data.tables, workers.data.table_columns, workers.data.kinds.parquet as p; "
+    code += "print('pyarrow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

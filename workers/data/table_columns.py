@@ -1,0 +1,303 @@
+"""Columns of a table that hold pictures and labels: which they are, the names of their classes, and their values.
+
+Hugging Face notes what a column is in the schema's metadata, as JSON under ``huggingface``: pictures are of the type
+``Image`` (a struct of ``bytes`` and ``path``), labels of the type ``ClassLabel``, with the names of the classes.
+
+Legend: N rows of a split.
+"""
+
+import json
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workers.data.label_values import (
+    Classes,
+    NamedClasses,
+    all_labelled,
+    check_number,
+    classes_of,
+    classes_of_names,
+    distinct,
+)
+from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
+from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
+from workers.errors import InvalidDataset
+from workers.texts import listed, shortened
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from workers.events import Split
+
+# Groups of rows that are held, all together.
+_HELD_BYTES = 512 << 20
+
+
+class Features:
+    """What the columns of a table are, as Hugging Face notes it and by their Arrow types."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._noted = _noted_features(table.schema)
+
+    def image(self, given: str | None) -> str:
+        """Name of the column of pictures.
+
+        Args:
+            given: by the client; None looks for it.
+
+        Raises:
+            InvalidDataset: it is none of pictures, or which one cannot be told.
+        """
+        noted = [name for name in self._table.schema.names if self._kind(name) == "Image"]
+        fitting = [field.name for field in self._table.schema if _holds_bytes(field.type)]
+        return self._chosen("image", given, fitting, [name for name in noted if name in fitting])
+
+    def label(self, given: str | None) -> str:
+        """Name of the column of labels; arguments and errors as those of ``image``."""
+        noted = [name for name in self._table.schema.names if self._kind(name) == "ClassLabel"]
+        fitting = [field.name for field in self._table.schema if _holds_labels(field.type)]
+        return self._chosen("label", given, fitting, [name for name in noted if name in fitting])
+
+    def class_names(self, label: str) -> tuple[str, ...] | None:
+        """Names of the classes in label order; None where they are not noted."""
+        noted = self._noted.get(label)
+        names = noted.get("names") if isinstance(noted, dict) and noted.get("_type") == "ClassLabel" else None
+        if not isinstance(names, list) or not names:
+            return None
+        check_number(len(names), self._table.path)
+        # Checks their lengths.
+        return classes_of_names([str(name) for name in names], [str(name) for name in names], self._table.path).names
+
+    def _kind(self, name: str) -> object:
+        noted = self._noted.get(name)
+        return noted.get("_type") if isinstance(noted, dict) else None
+
+    def _chosen(self, field: str, given: str | None, fitting: Sequence[str], noted: Sequence[str]) -> str:
+        wanted = {"image": "pictures (a struct with bytes, or binary)", "label": "labels (integers or strings)"}[field]
+        columns = listed(f"{name} ({column.type})" for name, column in self._columns())
+        if given is not None:
+            if given in fitting:
+                return given
+            raise InvalidDataset(
+                f"{self._table.path} has no column {given!r} of {wanted}: set {field!r} to one of its columns, "
+                f"{columns}"
+            )
+        among = noted or fitting
+        if len(among) == 1 or field in among:
+            return among[0] if len(among) == 1 else field
+        found = f"several columns that may hold {wanted}, {listed(among)}" if among else f"no column of {wanted}"
+        raise InvalidDataset(f"{self._table.path} has {found}: set {field!r} to one of its columns, {columns}")
+
+    def _columns(self) -> "Iterator[tuple[str, pa.Field]]":
+        return ((field.name, field) for field in self._table.schema)
+
+
+@dataclass(frozen=True)
+class LabelColumn:
+    """Column of labels of every split.
+
+    Attributes:
+        tables: of each split.
+        column: its name.
+        names: of the classes, where the table notes them.
+        path: of the dataset.
+    """
+
+    tables: "Mapping[Split, Sequence[Table]]"
+    column: str
+    names: tuple[str, ...] | None
+    path: "Path"
+
+    def classes(self) -> Classes | NamedClasses:
+        """Classes of the training split.
+
+        Raises:
+            InvalidDataset: damaged, without a label in some row, or too many rows or classes.
+        """
+        for split, tables in self.tables.items():
+            rows = sum(table.rows for table in tables)
+            if not 0 < rows <= LABELS_MAX:
+                raise InvalidDataset(
+                    f"{self.path}: the {split} split has {rows} rows; 1 to {LABELS_MAX} are read: split the dataset"
+                )
+        if self._is_text():
+            found: set[str] = set()
+            for piece in self._values("train"):
+                found.update(piece.tolist())
+                check_number(len(found), self.path)
+            return classes_of_names(found, self.names, self.path)
+        values, _ = distinct(self._values("train"), self.path)
+        if self.names is None:
+            check_labels(values[values < 0], int((values >= 0).sum()), self._place("train"))
+        return classes_of(values, self.names)
+
+    def check(self, classes: Classes | NamedClasses) -> "dict[Split, tuple[int, ...]]":
+        """Check the labels of every split; returns how many there are of each class, by split.
+
+        Raises:
+            InvalidDataset: labels of no class, or a class without a training picture.
+        """
+        counts = {split: np.zeros(len(classes.names), np.int64) for split in self.tables}
+
+        def counted(split: "Split") -> Iterator[Labels]:
+            for piece in self.pieces(split, classes):
+                yield piece
+                counts[split] += np.bincount(piece, minlength=len(classes.names))
+
+        places = {split: self._place(split) for split in self.tables}
+        check_pieces(counted, classes.names, places, self.path)
+        return {split: tuple(found.tolist()) for split, found in counts.items()}
+
+    def pieces(self, split: "Split", classes: Classes | NamedClasses) -> Iterator[Labels]:
+        """Classes 0..C-1 of the rows of a split, in pieces."""
+        place = self._place(split)
+        return (all_labelled(classes.number(piece, place), place) for piece in self._values(split))
+
+    def _place(self, split: "Split") -> str:
+        return f"{self.path}: column {self.column!r} of {split}"
+
+    def _is_text(self) -> bool:
+        import pyarrow as pa
+
+        found = self.tables["train"][0].schema.field(self.column).type
+        kind = found.value_type if pa.types.is_dictionary(found) else found
+        return not (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+    def _values(self, split: "Split") -> Iterator[NDArray[Any]]:
+        """Labels of a split as they are in the files: int64, or objects that are texts."""
+        import pyarrow as pa
+
+        wanted = pa.string() if self._is_text() else pa.int64()
+        for table in self.tables[split]:
+            for piece in table.pieces(self.column):
+                if piece.null_count:
+                    raise InvalidDataset(
+                        f"{table.path}: {piece.null_count} rows have no label in the column {self.column!r}: fill it, "
+                        "or leave them out"
+                    )
+                try:
+                    plain = piece.dictionary_decode() if pa.types.is_dictionary(piece.type) else piece
+                    values = plain.cast(wanted)
+                except pa.lib.ArrowException as error:
+                    raise InvalidDataset(
+                        f"{table.path}: the column {self.column!r} of type {piece.type} cannot be read as {wanted}, as "
+                        f"that of {self.tables['train'][0].path} is: {shortened(error)}"
+                    ) from error
+                yield values.to_numpy(zero_copy_only=False)
+
+
+class ImageColumn:
+    """Column of encoded pictures of the tables of a split, read by row; several threads may.
+
+    Args:
+        tables: one after the other.
+        column: its name.
+        name: of a table's file in sample ids.
+    """
+
+    def __init__(self, tables: Sequence[Table], column: str, name: "Callable[[Path], str]") -> None:
+        self._groups = [(table, number) for table in tables for number in range(len(table.group_rows))]
+        sizes = (table.group_rows[number] for table, number in self._groups)
+        self._starts = [0, *accumulate(sizes)]
+        first_of = {id(table): start for table, start in zip(tables, _starts_of(tables), strict=True)}
+        self._firsts = [first_of[id(table)] for table, _ in self._groups]
+        self._column = column
+        self._name = name
+        self._held: OrderedDict[int, pa.Array] = OrderedDict()
+        self._lock = Lock()
+
+    def ids(self) -> list[str]:
+        """Sample id of each row: ``FILE:ROW``, rows counted from 0."""
+        named = ((self._name(table.path), table.rows) for table in dict.fromkeys(table for table, _ in self._groups))
+        return [f"{name}:{row}" for name, rows in named for row in range(rows)]
+
+    def place(self, row: int) -> str:
+        """Name of a row in messages."""
+        group = bisect_right(self._starts, row) - 1
+        return f"{self._groups[group][0].path}, row {row - self._firsts[group]},"
+
+    def read(self, row: int) -> bytes:
+        """Encoded picture of a row.
+
+        Raises:
+            InvalidDataset: there is none, or it is too large.
+        """
+        from workers.data.pictures import FILE_MAX_BYTES
+
+        group = bisect_right(self._starts, row) - 1
+        value = self._group(group)[row - self._starts[group]].as_py()
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content is None:
+            path = value.get("path") if isinstance(value, dict) else None
+            found = f"has no bytes, but the path {shortened(repr(path), 120)}" if path else "has no picture"
+            raise InvalidDataset(
+                f"{self.place(row)} {found}: save the table with its pictures inside, or register the files as a folder"
+            )
+        if len(content) > FILE_MAX_BYTES:
+            raise InvalidDataset(
+                f"{self.place(row)} has {len(content)} bytes, and a picture may have at most {FILE_MAX_BYTES}: make it "
+                "smaller"
+            )
+        return bytes(content)
+
+    def _group(self, group: int) -> "pa.Array":
+        with self._lock:
+            if group not in self._held:
+                table, number = self._groups[group]
+                self._held[group] = table.group(number, self._column)
+                while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
+                    self._held.popitem(last=False)
+            self._held.move_to_end(group)
+            return self._held[group]
+
+
+def check_groups(tables: Iterable[Table], column: str) -> None:
+    """Raise InvalidDataset where a group of rows is too large to be read whole."""
+    for table in tables:
+        if (found := largest_group(table, column)) > GROUP_MAX_BYTES:
+            raise InvalidDataset(
+                f"{table.path}: a row group has {found} bytes of pictures, at most {GROUP_MAX_BYTES} are read: write "
+                "it with smaller ones, row_group_size=1000 say"
+            )
+
+
+def _starts_of(tables: Sequence[Table]) -> list[int]:
+    return [0, *accumulate(table.rows for table in tables)][:-1]
+
+
+def _noted_features(schema: "pa.Schema") -> dict[str, Any]:
+    """Features in the schema's metadata, by column; empty where there are none, or they cannot be read."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _holds_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(kind.field(place).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _holds_labels(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
+    is_kind = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
+    return any(check(kind) for check in is_kind)
