@@ -160,7 +160,7 @@ def choose(sources: Sources, query: Query, given: MethodTemperatures | None) -> 
     if labels_N is None:
         raise Conflict(
             f"the labels of {query.split} are not known: its decoded copy was removed, and {sources.run.id} has kept "
-            "none; a job that uses the data set makes the copy anew"
+            "none; a job that uses the dataset makes the copy anew"
         )
     return by_mistake(sources.reader, query.view, labels_N, query.limit)
 

@@ -35,7 +35,7 @@ def show(row: DatasetRecord) -> Dataset:
 @router.post(
     "",
     operation_id="create_dataset",
-    summary="Register a data set",
+    summary="Register a dataset",
     status_code=201,
     responses={
         200: {"model": Dataset, "description": "It was registered before"},
@@ -65,7 +65,7 @@ def create_dataset(
 @router.get(
     "",
     operation_id="list_datasets",
-    summary="List data sets",
+    summary="List datasets",
     dependencies=[READ],
     response_model=Page[Dataset],
     responses=responses(422),
@@ -79,7 +79,7 @@ def list_datasets(ctx: Ctx, name: InName = None, after: After = None, limit: Lim
 @router.get(
     "/{dataset_id}",
     operation_id="get_dataset",
-    summary="One data set",
+    summary="One dataset",
     dependencies=[READ],
     responses=responses(404, 422),
 )
@@ -91,7 +91,7 @@ def get_dataset(dataset_id: str, ctx: Ctx) -> Dataset:
 @router.delete(
     "/{dataset_id}",
     operation_id="delete_dataset",
-    summary="Delete a data set",
+    summary="Delete a dataset",
     dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),

@@ -41,7 +41,7 @@ def get_gallery(
     run_id: str,
     ctx: Ctx,
     by: Annotated[GalleryOrder, Query(description="order of the rows, the most remarkable first")],
-    split: Annotated[Literal["train", "validation", "test"], Query(description="of the run's data set")] = "test",
+    split: Annotated[Literal["train", "validation", "test"], Query(description="of the run's dataset")] = "test",
     limit: Annotated[int, Query(ge=1, le=LIMIT_MAX, description="rows")] = 24,
     view: Annotated[int, Query(ge=0, le=10_000, description="of the cache; test and validation have one")] = 0,
     term: Annotated[int, Query(ge=0, le=31, description="of a method with several, from 0")] = 0,

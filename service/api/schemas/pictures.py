@@ -16,7 +16,7 @@ class SplitClass(Document):
 
 
 class Split(Document):
-    """A split of a data set, as it was decoded."""
+    """A split of a dataset, as it was decoded."""
 
     object: Literal["split"] = "split"
     split: Literal["train", "validation", "test"]
