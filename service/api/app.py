@@ -60,13 +60,13 @@ BODY_BYTES_PER_S = 16 << 10
 DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 
 1. `POST /v1/teachers` with an ONNX classifier.
-2. `POST /v1/jobs` with the teacher, a data set, and students x methods x seeds.
+2. `POST /v1/jobs` with the teacher, a dataset, and students x methods x seeds.
 3. `GET /v1/jobs/{id}/events` with `Accept: text/event-stream`, then `GET /v1/jobs/{id}/report`.
 
 Every error is `application/problem+json` (RFC 9457). Lists go on with `after=last_id` while `has_more`.
 
 Where there are API keys, send `Authorization: Bearer KEY`. GET needs a key with the scope read; what changes something,
-write; deleting a teacher, data set, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
+write; deleting a teacher, dataset, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
 """
 log = structlog.get_logger("service.api.app")
 

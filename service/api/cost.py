@@ -15,9 +15,9 @@ from service.db.models import JobRecord, TeacherRecord
 from service.db.states import LIVE
 from service.estimates.caches import ExpectedCaches, expected_caches
 from service.estimates.history import read_measured
-from service.estimates.measured import Measured, pictures_of_plan
+from service.estimates.measured import MeasuredTimes, pictures_of_plan
 from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate
-from service.estimates.workload import Rows, Slots, rows_of, training_s, workload_of
+from service.estimates.workload import JobRows, Slots, rows_of, training_s, workload_of
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
 from workers.data.kinds.base import Source
@@ -63,7 +63,7 @@ def _caches(found: ExpectedCaches) -> list[CacheCost]:
     return [CacheCost(**{name: getattr(cache, name) for name in CacheCost.model_fields}) for cache in found.caches]
 
 
-def _rate(plan: Plan, teacher: TeacherRecord, measured: Measured, *, infers: bool) -> InferenceRate | None:
+def _rate(plan: Plan, teacher: TeacherRecord, measured: MeasuredTimes, *, infers: bool) -> InferenceRate | None:
     wanted = WantedTeacher(
         sha256=teacher.sha256,
         size_bytes=teacher.size_bytes,
@@ -74,7 +74,7 @@ def _rate(plan: Plan, teacher: TeacherRecord, measured: Measured, *, infers: boo
 
 
 def _seconds(
-    plan: Plan, rows: Rows, measured: Measured, slots: Slots | None, *, rate: InferenceRate | None, to_run: int
+    plan: Plan, rows: JobRows, measured: MeasuredTimes, slots: Slots | None, *, rate: InferenceRate | None, to_run: int
 ) -> SecondsCost:
     measured_by, missing = list[str](), list[str]()
     inference = 0.0 if not to_run else None
@@ -109,7 +109,7 @@ def _seconds(
     )
 
 
-def _break_even(plan: Plan, rows: Rows, to_run: int, rate: InferenceRate | None) -> BreakEven:
+def _break_even(plan: Plan, rows: JobRows, to_run: int, rate: InferenceRate | None) -> BreakEven:
     distilling = sum(run.method.expand().needs_teacher for run in plan.runs())
     live = forwards_of_live_teacher(plan, rows.trained, rows.measured)
     # In the mean over the runs: a method that compares two views needs two passes.

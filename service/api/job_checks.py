@@ -113,7 +113,7 @@ def _check_classes(teacher: TeacherRecord, source: Source) -> None:
     classes = classes_of(teacher)
     if classes not in (None, source.classes):
         raise ContractViolation(
-            f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the data set has "
+            f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the dataset has "
             f"{source.classes}: they must be the same classes in the same order"
         )
 
@@ -127,5 +127,5 @@ def student_size(plan: Plan) -> Size | None:
 
 
 def picture_size(plan: Plan) -> Size | None:
-    """(height, width) in pixels of the data set's pictures, if the plan tells."""
+    """(height, width) in pixels of the dataset's pictures, if the plan tells."""
     return plan.dataset.picture_size

@@ -42,7 +42,7 @@ def _filter(
     dataset: Annotated[
         Text | None,
         Query(
-            description="only jobs on this data set: its kind (`digits`), its path below the data root, or the name or "
+            description="only jobs on this dataset: its kind (`digits`), its path below the data root, or the name or "
             "id of a registered one, which stands for its kind and path"
         ),
     ] = None,
@@ -54,7 +54,7 @@ def _filter(
         Text | None,
         Query(
             description="only jobs that have this in their name, note, tags, id, or in the name or id of their teacher "
-            "or data set, case aside; or the job of the run with this id"
+            "or dataset, case aside; or the job of the run with this id"
         ),
     ] = None,
 ) -> JobFilter | None:
@@ -73,7 +73,7 @@ def _filter(
 
 
 def _datasets(given: str, queries: ApiQueries) -> tuple[str, ...]:
-    """Texts that jobs may have of a data set with this kind, path, name or id."""
+    """Texts that jobs may have of a dataset with this kind, path, name or id."""
     registered = queries.find_dataset(given)
     return (given,) if registered is None else (given, dataset_text(registered.spec))
 

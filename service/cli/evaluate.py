@@ -38,7 +38,7 @@ def evaluate(
     ] = None,
     test: Annotated[bool, typer.Option(help="Measure the test split.")] = True,
 ) -> None:
-    """Measure a student or an ONNX file on a data set, as one job that trains nothing."""
+    """Measure a student or an ONNX file on a dataset, as one job that trains nothing."""
     options = session(context)
     with options.client() as client:
         job: Document = {

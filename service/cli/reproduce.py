@@ -34,7 +34,7 @@ def reproduce(
 ) -> None:
     """Train a run again from its bundle, as a new job; exit status 1 unless the weights are the same bits.
 
-    The teacher has to be there (by its SHA-256), and the data set to have the same content, or nothing is trained.
+    The teacher has to be there (by its SHA-256), and the dataset to have the same content, or nothing is trained.
     """
     options = session(context)
     if not id.startswith("run_"):
@@ -112,7 +112,7 @@ def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str | N
             client.cancel(job_id)
             raise CommandFailed(
                 f"the {split} split has other content now: fingerprint {found}, the run was trained on "
-                f"{wanted[split]}. {job_id} is cancelled; restore the data set below the data root"
+                f"{wanted[split]}. {job_id} is cancelled; restore the dataset below the data root"
             )
 
 

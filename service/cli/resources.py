@@ -17,7 +17,7 @@ _DIGITS_SHOWN = 12
 InName = Annotated[str | None, typer.Option(help="Only those whose name holds this.")]
 
 teachers = typer.Typer(no_args_is_help=True, help="The ONNX classifiers that teach.")
-datasets = typer.Typer(no_args_is_help=True, help="Data sets below the service's data root.")
+datasets = typer.Typer(no_args_is_help=True, help="Datasets below the service's data root.")
 
 
 def register(app: typer.Typer) -> None:

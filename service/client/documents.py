@@ -22,7 +22,7 @@ class Artifact(TypedDocument):
 
 
 class BadPicture(TypedDocument):
-    """A picture of a data set that cannot be decoded, or does not fit the others."""
+    """A picture of a dataset that cannot be decoded, or does not fit the others."""
 
     object: Literal["bad_picture"]
     number: int
@@ -33,7 +33,7 @@ class BadPicture(TypedDocument):
 
 
 class Cache(TypedDocument):
-    """The logits of one teacher on one data set's views."""
+    """The logits of one teacher on one dataset's views."""
 
     object: Literal["cache"]
     key: str
@@ -226,7 +226,7 @@ class Comparison(Statistics):
 
 
 class Dataset(TypedDocument):
-    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell."""
+    """A dataset with a name; `samples` per split and `classes` are null where only decoding would tell."""
 
     object: Literal["dataset"]
     id: str
@@ -328,7 +328,7 @@ class GcJob(TypedDocument):
 
 
 class GcDecoded(TypedDocument):
-    """A decoded copy of a data set that goes; it is made again when a job needs it."""
+    """A decoded copy of a dataset that goes; it is made again when a job needs it."""
 
     fingerprint: str
     split: str
@@ -498,7 +498,7 @@ class PlannedRun(TypedDocument):
 class ViewSizes(TypedDocument):
     """Of each training view's box: what the student and the teacher get of it, (height, width) in pixels.
 
-    Both are resampled from the data set's picture. Null where only the pictures tell.
+    Both are resampled from the dataset's picture. Null where only the pictures tell.
     """
 
     student: list[int] | None
@@ -798,7 +798,7 @@ class SplitClass(TypedDocument):
 
 
 class Split(TypedDocument):
-    """A split of a data set, as it was decoded."""
+    """A split of a dataset, as it was decoded."""
 
     object: Literal["split"]
     split: Literal["train", "validation", "test"]

@@ -53,7 +53,7 @@ class PictureRoutes:
 
         Args:
             by: ``highest_temperature``, ``lowest_temperature``, ``disagreement`` or ``teacher_mistakes``.
-            split: of the run's data set.
+            split: of the run's dataset.
             limit: rows.
             view: of the cache.
             term: of a method with several, from 0.

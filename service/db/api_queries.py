@@ -118,7 +118,7 @@ class ApiQueries(JobPosting):
             # As descriptions: what an older version has stored may lack a field that has a default.
             if DATASET.validate_python(known.spec) != DATASET.validate_python(dataset.spec):
                 raise Conflict(
-                    f"the name {dataset.name!r} belongs to {known.id}, which is another data set: "
+                    f"the name {dataset.name!r} belongs to {known.id}, which is another dataset: "
                     "choose another name, or delete that one"
                 )
             return known, False

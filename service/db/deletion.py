@@ -176,7 +176,7 @@ def removable_copies(
     """
     spec = DATASET.validate_python(dataset.spec)
     users = [job_id for job_id, used in _datasets_of_live_jobs(session) if _is_same(used, spec)]
-    _refuse_in_use(f"data set {dataset.id}", users)
+    _refuse_in_use(f"dataset {dataset.id}", users)
     others = session.scalars(select(DatasetRecord.spec).where(DatasetRecord.id != dataset.id))
     if any(_is_same(DATASET.validate_python(other), spec) for other in others):
         return []

@@ -194,7 +194,7 @@ class Retention:
             in_use = decoded_in_use(session)
         for copy in excess(found, max_bytes, in_use, now):
             if dry_run or remove(work_dir, copy.name, now - IDLE):
-                log.info("decoded data set goes", name=copy.name, size_bytes=copy.size_bytes, dry_run=dry_run)
+                log.info("decoded dataset goes", name=copy.name, size_bytes=copy.size_bytes, dry_run=dry_run)
                 done.decoded.append(copy)
 
     # ---------------------------------------------------------------------------------------------------------- events

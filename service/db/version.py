@@ -47,7 +47,7 @@ class SourceKind(StrEnum):
     RUN = "run"
 
 
-class Source(NamedTuple):
+class DocumentSource(NamedTuple):
     """Rows that a document is made of.
 
     Attributes:
@@ -60,7 +60,7 @@ class Source(NamedTuple):
     id: str = ""
 
 
-DATABASE = Source()
+DATABASE = DocumentSource()
 
 
 class DatabaseVersion:
@@ -70,11 +70,11 @@ class DatabaseVersion:
         self._database = database
         self._connection: PoolProxiedConnection | None = None
         self._number = 0
-        self._asked: set[Source] = set()
-        self._next: asyncio.Task[dict[Source, Version]] | None = None
+        self._asked: set[DocumentSource] = set()
+        self._next: asyncio.Task[dict[DocumentSource, Version]] | None = None
         self._in_thread = BatchRead(self._read)
 
-    async def read(self, source: Source = DATABASE) -> Version | None:
+    async def read(self, source: DocumentSource = DATABASE) -> Version | None:
         """The version of a source at a moment after this call: equal ones are of the same rows.
 
         None if there is no such row, if a document of it depends on the clock, or if the database cannot be read.
@@ -95,14 +95,14 @@ class DatabaseVersion:
             with contextlib.suppress(self._database.driver_error):
                 connection.close()
 
-    async def _read_now(self) -> dict[Source, Version]:
+    async def _read_now(self) -> dict[DocumentSource, Version]:
         self._next = None
         asked, self._asked = self._asked, set()
         return self._read(asked)
 
-    def _read(self, asked: Collection[Source]) -> dict[Source, Version]:
+    def _read(self, asked: Collection[DocumentSource]) -> dict[DocumentSource, Version]:
         """Versions of what there is."""
-        found: dict[Source, Version] = {}
+        found: dict[DocumentSource, Version] = {}
         kinds = {source.kind for source in asked}
         try:
             if self._connection is None:
@@ -115,11 +115,11 @@ class DatabaseVersion:
                 version = self._number, self._query(_SQLITE if self._database.is_sqlite else _POSTGRES)[0][0]
                 found[DATABASE] = version
                 if SourceKind.JOBS in kinds and not self._query(_ANY_BY_CLOCK)[0][0]:
-                    found[Source(SourceKind.JOBS)] = version
+                    found[DocumentSource(SourceKind.JOBS)] = version
             for kind, query in ((SourceKind.JOB, _JOBS), (SourceKind.RUN, _RUNS)):
                 if kind in kinds:
                     rows = self._query_ids(query, [source.id for source in asked if source.kind is kind])
-                    found |= {Source(kind, id): (0, revision) for id, revision in rows}
+                    found |= {DocumentSource(kind, id): (0, revision) for id, revision in rows}
         except (SQLAlchemyError, self._database.driver_error):
             self.close()
             return {}

@@ -20,9 +20,9 @@ from service.db.models import Json, utc_now
 from service.db.states import State
 from service.db.transitions import DAMAGED
 from service.errors import LeaseLost
-from service.estimates.forecast import Eta, JobNow, RunNow, forecast
+from service.estimates.forecast import ExpectedEnd, JobNow, RunNow, forecast
 from service.estimates.history import read_measured
-from service.estimates.measured import Measured, cache_identity, pictures_of_plan
+from service.estimates.measured import MeasuredTimes, cache_identity, pictures_of_plan
 from service.estimates.rates import WantedTeacher, inference_rate
 from service.estimates.workload import Slots, Workload, batch_numbers, rows_of, workload_of
 from store import CacheNotFound, Catalog
@@ -79,7 +79,7 @@ class EtaKeeper:
         self._facts: dict[str, _JobFacts | None] = {}
         self._epochs: dict[str, _Epochs] = {}
         self._seen = -1
-        self._measured, self._ended = Measured(), -1
+        self._measured, self._ended = MeasuredTimes(), -1
         # Rows that were not looked at may have an end, as after a look at others.
         self._is_cut = True
         # What was logged of each job, or of a whole look: not again at the next.
@@ -247,7 +247,9 @@ class EtaKeeper:
         )
 
 
-def _moved(stored: Mapping[str, Json | None], expected: Mapping[str, Eta], now: datetime) -> dict[str, Json | None]:
+def _moved(
+    stored: Mapping[str, Json | None], expected: Mapping[str, ExpectedEnd], now: datetime
+) -> dict[str, Json | None]:
     """Expected ends that are to be stored anew, by id."""
     found: dict[str, Json | None] = {}
     for id, known in stored.items():

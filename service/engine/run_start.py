@@ -31,7 +31,7 @@ log = structlog.get_logger("retort.engine")
 
 
 @dataclass(frozen=True)
-class Claim:
+class SlotClaim:
     """Claim of a job: what it has and wants.
 
     Attributes:
@@ -59,7 +59,7 @@ class Allotment(NamedTuple):
     kept_for: str | None
 
 
-def allot(claims: Sequence[Claim], free: FreeResources) -> Allotment:
+def allot(claims: Sequence[SlotClaim], free: FreeResources) -> Allotment:
     """Share out what is free among the jobs, one run after the other; ``free`` is less by that afterwards.
 
     Whose turn it is and who finds too few cores, keeps all others waiting. Who finds too little of a GPU has the
@@ -136,7 +136,7 @@ def _startable(job: ActiveJob) -> list[str]:
     return next(([run_id] for run_id in waiting if run_id in job.whole), waiting)
 
 
-def _claim(job: ActiveJob, startable: Sequence[str], capacity: Capacity) -> Claim:
+def _claim(job: ActiveJob, startable: Sequence[str], capacity: Capacity) -> SlotClaim:
     """The claim of a job for these of its runs."""
     need = capacity.need_of(job.spec.training, whole=not job.whole.isdisjoint(startable))
     weights = [
@@ -144,7 +144,7 @@ def _claim(job: ActiveJob, startable: Sequence[str], capacity: Capacity) -> Clai
         for actor_group in job.actor_groups
         for share in actor_group.shares[:1]
     ]
-    return Claim(
+    return SlotClaim(
         job.id,
         job.record.key_id,
         job.record.priority,

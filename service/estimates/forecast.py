@@ -25,7 +25,7 @@ _LEAST_S = 0.5
 _SPEED_RATIO_MAX = 4.0
 
 
-class Eta(NamedTuple):
+class ExpectedEnd(NamedTuple):
     """Expected end of a job or run.
 
     Attributes:
@@ -108,14 +108,14 @@ class _Expected(NamedTuple):
 
 def forecast(
     jobs: Sequence[JobNow], slots: Slots, now: datetime, *, failed: Callable[[str, Exception], None] | None = None
-) -> dict[str, Eta]:
+) -> dict[str, ExpectedEnd]:
     """Expected ends, by the id of job or run. What nothing is known of is left out, and what waits behind that.
 
     Args:
         jobs: in the order in which they are served.
         failed: told the id of a job that cannot be computed, and why; it counts as unknown. None raises.
     """
-    found: dict[str, Eta] = {}
+    found: dict[str, ExpectedEnd] = {}
     for device in ("cpu", "cuda"):
         expected, free, behind = list[_Expected](), slots.of(device), set[str]()
         is_known = True
@@ -134,7 +134,7 @@ def forecast(
             for id, basis in each.basis.items():
                 if id in ends and id not in behind:
                     end = now + timedelta(seconds=max(_LEAST_S, ends[id]))
-                    found[id] = Eta(end, now, basis)
+                    found[id] = ExpectedEnd(end, now, basis)
     return found
 
 

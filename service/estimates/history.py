@@ -15,9 +15,9 @@ from service.db.packed_events import unpack
 from service.db.states import State
 from service.db.transitions import DAMAGED, event_rows
 from service.estimates.measured import (
-    Measured,
     MeasuredCaches,
     MeasuredRun,
+    MeasuredTimes,
     augmentation_of_plan,
     cache_identity,
     measured_of,
@@ -34,7 +34,7 @@ _CACHE_EVENTS = ("stage", "cache_ready")
 _UNREADABLE = (*DAMAGED, zlib.error, LookupError, TypeError, AttributeError)
 
 
-def read_measured(database: Database) -> Measured:
+def read_measured(database: Database) -> MeasuredTimes:
     """Read the newest measured times. Jobs of which something cannot be read are left out."""
     newest = select(JobRecord.id).where(JobRecord.caches.is_not(None)).order_by(JobRecord.id.desc()).limit(JOBS_MAX)
     runs, caches, keys = dict[str, MeasuredRun](), list[MeasuredCaches](), dict[str, list[str]]()

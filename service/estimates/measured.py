@@ -97,7 +97,7 @@ class MeasuredCaches:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTimes:
     """Measured times, the newest first.
 
     Attributes:
@@ -135,7 +135,7 @@ def cache_identity(plan: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     return json.dumps([parts, of_teacher], sort_keys=True, default=str)
 
 
-def measured_of(runs: Sequence[MeasuredRun], caches: Sequence[MeasuredCaches] = ()) -> Measured:
+def measured_of(runs: Sequence[MeasuredRun], caches: Sequence[MeasuredCaches] = ()) -> MeasuredTimes:
     """Group runs by their processes, and count who trained beside whom."""
     by_process: defaultdict[str, list[MeasuredRun]] = defaultdict(list)
     for run in runs:
@@ -146,7 +146,7 @@ def measured_of(runs: Sequence[MeasuredRun], caches: Sequence[MeasuredCaches] = 
     }
     beside = {name: _at_once(name, spans) for name in spans}
     counted = [replace(run, group=len(by_process[run.process]), at_once=beside[run.process]) for run in runs]
-    return Measured(counted, [_process(group) for group in by_process.values()], caches)
+    return MeasuredTimes(counted, [_process(group) for group in by_process.values()], caches)
 
 
 def _at_once(name: str, spans: Mapping[str, tuple[datetime, datetime]]) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
 
-from service.estimates.measured import Measured, MeasuredCaches, MeasuredProcess, MeasuredRun
+from service.estimates.measured import MeasuredCaches, MeasuredProcess, MeasuredRun, MeasuredTimes
 
 _NEWEST = 5
 # A teacher of another file is taken for one as fast within this factor of its size.
@@ -74,7 +74,7 @@ class InferenceRate:
     basis: str
 
 
-def epoch_rate(measured: Measured, wanted: Wanted) -> Rate | None:
+def epoch_rate(measured: MeasuredTimes, wanted: Wanted) -> Rate | None:
     """Seconds of one epoch of a run; None where its student was never measured like this."""
     alike = [
         run
@@ -112,7 +112,7 @@ def epoch_rate(measured: Measured, wanted: Wanted) -> Rate | None:
 
 
 def process_rate(
-    measured: Measured, student: str, pictures: str, device: str | None, *, runs: int
+    measured: MeasuredTimes, student: str, pictures: str, device: str | None, *, runs: int
 ) -> ProcessRate | None:
     """Seconds of a process of so many runs beside their epochs; None where no process was measured on that device."""
     alike = [each for each in measured.processes if device in (None, each.device)]
@@ -151,7 +151,7 @@ class WantedTeacher:
     pictures: str
 
 
-def inference_rate(measured: Measured, teacher: WantedTeacher, *, infers: bool = True) -> InferenceRate | None:
+def inference_rate(measured: MeasuredTimes, teacher: WantedTeacher, *, infers: bool = True) -> InferenceRate | None:
     """Rate of a teacher, or of one of about its size and the same input; None where no job was measured.
 
     Args:

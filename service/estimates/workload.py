@@ -6,7 +6,7 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict
 
-from service.estimates.measured import Measured, pictures_of_plan
+from service.estimates.measured import MeasuredTimes, pictures_of_plan
 from service.estimates.rates import ProcessRate, Rate, Wanted, epoch_rate, process_rate
 from service.estimates.schedule import Load, WaitingRun, expected_ends
 from workers.config.job import Plan, RunSpec
@@ -31,7 +31,7 @@ class Slots(BaseModel):
 
 
 @dataclass(frozen=True)
-class Rows:
+class JobRows:
     """Rows of a job: pictures of an epoch, of the splits that are evaluated after it, and rows of its caches."""
 
     trained: int
@@ -39,7 +39,7 @@ class Rows:
     cached: int
 
 
-def rows_of(plan: Plan, samples: Mapping[str, int]) -> Rows:
+def rows_of(plan: Plan, samples: Mapping[str, int]) -> JobRows:
     """Rows of a job.
 
     Args:
@@ -52,7 +52,7 @@ def rows_of(plan: Plan, samples: Mapping[str, int]) -> Rows:
     test = samples.get("test", 0) if plan.test is not None else 0
     measured = test + (held_out or samples.get("validation", 0))
     of_train = 0 if plan.evaluate else train * plan.views.count
-    return Rows(train - held_out, measured, of_train + measured)
+    return JobRows(train - held_out, measured, of_train + measured)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Workload:
 
 
 def workload_of(
-    plan: Plan, rows: Rows, measured: Measured, slots: Slots | None, *, batches: Mapping[int, int] | None = None
+    plan: Plan, rows: JobRows, measured: MeasuredTimes, slots: Slots | None, *, batches: Mapping[int, int] | None = None
 ) -> Workload:
     """Estimate the training of a job from earlier runs.
 

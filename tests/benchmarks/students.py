@@ -1,6 +1,6 @@
 """Many students, one cache: ``python -m tests.benchmarks.students [--json FILE] [--quick]``.
 
-- memory: up to four processes train students on the same data set and cache; each has read every picture and every
+- memory: up to four processes train students on the same dataset and cache; each has read every picture and every
   logit before it is measured. "Total" is the sum of their PSS (a page that n processes map counts 1/n in each), "data"
   the part of it that lies in the files of pictures and logits, over the bytes of those files: 1.0 is one copy for all.
   On a CPU, whatever the device of the rest.

@@ -31,7 +31,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 PHASES = ("examples", "coverage", "fuzzing", "stateful")
 # A request that fits the document and is refused all the same, and why no schema could say so.
 SEMANTIC = {
-    "create_job": "teacher, data set and students must be there and must fit each other",
+    "create_job": "teacher, dataset and students must be there and must fit each other",
     "create_teacher": "the file must be an ONNX classifier",
     "create_dataset": "the files must be there",
     "preview_method": "temperatures depend on the cache",
@@ -50,7 +50,7 @@ def settings_of(folder: Path) -> Settings:
 
 
 def stock(api: Api) -> dict[str, list[str]]:
-    """Teachers, data sets, caches, and jobs in every state.
+    """Teachers, datasets, caches, and jobs in every state.
 
     Returns:
         Real ids by the name of the parameter that takes them; ``whole`` are complete caches.

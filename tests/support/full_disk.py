@@ -1,7 +1,7 @@
 """What the workers do on a disk that is full; run in a mount namespace of its own, where FOLDER is a small disk.
 
 ``python -m tests.support.full_disk FOLDER`` writes a checkpoint and artifacts where there is room for neither.
-``python -m tests.support.full_disk FOLDER JOB PREPARED`` runs the job of the file JOB, whose data sets lie in the data
+``python -m tests.support.full_disk FOLDER JOB PREPARED`` runs the job of the file JOB, whose datasets lie in the data
 folder PREPARED, from a disk without a free page to its end, a little more room at every refusal.
 """
 

@@ -63,7 +63,7 @@ def test_a_dry_run_knows_its_classes_and_the_size_of_its_pictures(api: Api, stri
     assert status == 422
     assert "these have 8" in text
     stripes.write_text("9")
-    assert "the data set has 9" in dry_run()[1]
+    assert "the dataset has 9" in dry_run()[1]
 
 
 def test_the_openapi_document_describes_it(api: Api) -> None:

@@ -127,7 +127,7 @@ class Task:
 
 
 @dataclass
-class Slot:
+class TaskSlot:
     """Slot of an actor's work: its numbered events until they are acknowledged, requests to it, and its one outcome.
 
     Attributes:
@@ -153,10 +153,10 @@ class Actor:
 
     def __init__(self, slots: int = 1, first_event: int = 0) -> None:
         logs.configure("info")
-        self._slots = [Slot(first_event) for _ in range(slots)]
+        self._slots = [TaskSlot(first_event) for _ in range(slots)]
         self._lock = threading.Lock()
 
-    def _emit(self, slot: Slot, event: BaseModel) -> None:
+    def _emit(self, slot: TaskSlot, event: BaseModel) -> None:
         """Number an event of the work in a slot, and keep it."""
         if slot.log is not None:
             slot.log.record(event)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from workers import logs
 from workers.cluster import ray_api
 from workers.cluster.actor_group import ActorGroup
-from workers.cluster.actors import Actor, Slot, Task
+from workers.cluster.actors import Actor, Task, TaskSlot
 from workers.cluster.connection import RayConnection
 from workers.cluster.inference_pool import InferencePool
 from workers.cluster.outcomes import Share, outcome, with_outcome
@@ -264,7 +264,7 @@ class TrainingActor(Actor):
                 if slot.outcome is None:
                     self._end(slot, why)
 
-    def _end(self, slot: Slot, how: dict[str, Any] | Exception) -> None:
+    def _end(self, slot: TaskSlot, how: dict[str, Any] | Exception) -> None:
         # The log first: once the outcome is there, this process may be ended.
         with contextlib.nullcontext() if slot.log is None else slot.log.ending(how):
             ended = outcome(how)

@@ -29,7 +29,7 @@ def thumbnail_warnings(dataset: DatasetSpec, size: Size | None) -> tuple[str, ..
     if height >= wanted_h and width >= wanted_w:
         return ()
     return (
-        f"the data set's image_size is {height} x {width} pixels (height x width), the teacher's input {wanted_h} x "
+        f"the dataset's image_size is {height} x {width} pixels (height x width), the teacher's input {wanted_h} x "
         f"{wanted_w}: the teacher is given pictures that were made smaller and then enlarged, whole ones and views "
         f"alike. If the files are larger, set image_size to [{wanted_h}, {wanted_w}] and "
         "make the students' views small with `size` of the recipe resized_crop",

@@ -103,7 +103,7 @@ def _is_timeout(error: RuntimeError) -> bool:
 def _overdue(waited_s: float) -> BatchOverdue:
     return BatchOverdue(
         f"the worker processes that decode pictures have given no batch in {waited_s:,.0f} s: does the file system of "
-        "the data set answer? The run starts again from its checkpoint"
+        "the dataset answer? The run starts again from its checkpoint"
     )
 
 
@@ -127,7 +127,7 @@ def _shared(pictures: Iterable[Tensor]) -> tuple[Tensor, ...] | _NoRoom:
 
 
 class _Maker(data.Dataset[_Made]):
-    """Maker of views in a worker; to torch, a data set whose indices are ``Work``."""
+    """Maker of views in a worker; to torch, a dataset whose indices are ``Work``."""
 
     def __init__(self, files: PictureFiles, recipe: Augmentation) -> None:
         self._files = files

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from service.api.gallery.divergence import log_softmax
 from service.api.gallery.kept_logits import KeptLogits
 from service.api.gallery.row_temperatures import (
-    MethodTemperatures,
-    NetworkTemperatures,
+    MethodRowTemperatures,
+    NetworkRowTemperatures,
     method_of,
     method_temperatures,
     student_statistics,
@@ -91,7 +91,7 @@ class Sources:
         return None if self.kept is None else self.kept.labels_N
 
 
-def temperatures(sources: Sources, query: Query) -> MethodTemperatures:
+def temperatures(sources: Sources, query: Query) -> MethodRowTemperatures:
     """Temperatures of every row by the run's method.
 
     Raises:
@@ -142,7 +142,7 @@ def _of_cache(sources: Sources, query: Query, term: Term) -> dict[CacheStatistic
         ) from None
 
 
-def choose(sources: Sources, query: Query, given: MethodTemperatures | None) -> Chosen:
+def choose(sources: Sources, query: Query, given: MethodRowTemperatures | None) -> Chosen:
     """Choose the rows to show.
 
     Args:
@@ -160,12 +160,12 @@ def choose(sources: Sources, query: Query, given: MethodTemperatures | None) -> 
     if labels_N is None:
         raise Conflict(
             f"the labels of {query.split} are not known: its decoded copy was removed, and {sources.run.id} has kept "
-            "none; a job that uses the data set makes the copy anew"
+            "none; a job that uses the dataset makes the copy anew"
         )
     return by_mistake(sources.reader, query.view, labels_N, query.limit)
 
 
-def show_rows(sources: Sources, query: Query, chosen: Chosen, given: MethodTemperatures | None) -> list[GalleryRow]:
+def show_rows(sources: Sources, query: Query, chosen: Chosen, given: MethodRowTemperatures | None) -> list[GalleryRow]:
     """Documents of the rows that were chosen."""
     rows_K, labels_N = chosen.rows_K, sources.labels_N
     teacher = _networks(sources.reader.gather(query.view, rows_K))
@@ -206,8 +206,8 @@ def _networks(logits_KC: npt.NDArray[np.floating]) -> list[NetworkRow]:
     ]
 
 
-def _temperatures(given: MethodTemperatures, row: int) -> RowTemperatures:
-    def show(network: NetworkTemperatures) -> RowTemperature:
+def _temperatures(given: MethodRowTemperatures, row: int) -> RowTemperatures:
+    def show(network: NetworkRowTemperatures) -> RowTemperature:
         return RowTemperature(paper=float(network.paper[row]), divisor=float(network.divisor[row]))
 
     return RowTemperatures(teacher=show(given.teacher), student=show(given.student))

@@ -36,7 +36,7 @@ STAND_IN = (
 
 
 @dataclass(frozen=True)
-class NetworkTemperatures:
+class NetworkRowTemperatures:
     """Temperatures of one network, float32 [N]: the paper's T, and what divides the logits."""
 
     paper: Float32
@@ -44,11 +44,11 @@ class NetworkTemperatures:
 
 
 @dataclass(frozen=True)
-class MethodTemperatures:
+class MethodRowTemperatures:
     """Temperatures of both networks, and what was assumed, in sentences."""
 
-    teacher: NetworkTemperatures
-    student: NetworkTemperatures
+    teacher: NetworkRowTemperatures
+    student: NetworkRowTemperatures
     notes: tuple[str, ...] = ()
 
     def varying(self) -> tuple[Literal["paper", "divisor"], Float32]:
@@ -149,7 +149,7 @@ def method_temperatures(
     epoch: int,
     epochs: int,
     of_cache: Mapping[CacheStatistic, Values] | None = None,
-) -> MethodTemperatures:
+) -> MethodRowTemperatures:
     """Compute the temperatures of every row.
 
     Args:
@@ -169,8 +169,8 @@ def method_temperatures(
     notes = [STAND_IN] if term.policy.reads_of_student and student is None else []
     if isinstance(term.policy, Learned):
         notes.append("the temperature is learned: shown is the one that training begins with")
-    return MethodTemperatures(
-        teacher=NetworkTemperatures(given.teacher if given.paper is None else given.paper, given.teacher),
-        student=NetworkTemperatures(given.student if given.paper is None else given.paper, given.student),
+    return MethodRowTemperatures(
+        teacher=NetworkRowTemperatures(given.teacher if given.paper is None else given.paper, given.teacher),
+        student=NetworkRowTemperatures(given.student if given.paper is None else given.paper, given.student),
         notes=tuple(notes),
     )

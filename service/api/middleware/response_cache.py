@@ -23,7 +23,7 @@ from service.api.auth import authorize, scopes_of
 from service.api.event_feed import SSE
 from service.api.middleware.etags import SHA256
 from service.db.ids import is_id
-from service.db.version import DATABASE, DatabaseVersion, Source, SourceKind, Version
+from service.db.version import DATABASE, DatabaseVersion, DocumentSource, SourceKind, Version
 from service.paths import DATABASE_ROUTES
 
 KEPT_BYTES_MAX = 8 << 20
@@ -32,7 +32,7 @@ _EXTRA_BYTES = 2048
 # A group for each route, so that a match tells its kind.
 _CACHED = re.compile("|".join("(" + re.sub(r"{\w+}", "[^/]+", route) + ")" for route in DATABASE_ROUTES))
 _KINDS = [SourceKind(kind) for kind in DATABASE_ROUTES.values()]
-_SOURCES = {SourceKind.DATABASE: DATABASE, SourceKind.JOBS: Source(SourceKind.JOBS)}
+_SOURCES = {SourceKind.DATABASE: DATABASE, SourceKind.JOBS: DocumentSource(SourceKind.JOBS)}
 # A request with one of these is answered by its route: it has a body, or its meaning depends on the header.
 _BYPASS = frozenset({b"content-length", b"transfer-encoding", b"last-event-id"})
 # What routing has found out, for logs and metrics.
@@ -150,7 +150,7 @@ class ResponseCache:
             self._kept_bytes -= kept.size_bytes
 
 
-def _source_of(scope: Scope) -> Source | None:
+def _source_of(scope: Scope) -> DocumentSource | None:
     """Rows that an answer is made of; None where it may not be kept."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return None
@@ -162,7 +162,7 @@ def _source_of(scope: Scope) -> Source | None:
     if kind in _SOURCES:
         return _SOURCES[kind]
     id = path.split("/")[3]
-    return Source(kind, id) if is_id(id) else None
+    return DocumentSource(kind, id) if is_id(id) else None
 
 
 def _key_of(scope: Scope) -> _Key | None:

@@ -47,7 +47,7 @@ class Baseline:
 
 
 @dataclass
-class Group:
+class SeedGroup:
     """The runs of one job, student and method.
 
     Attributes:
@@ -60,7 +60,7 @@ class Group:
     runs: list[ReportedRun] = field(default_factory=list)
     succeeded: dict[int, ReportedRun] = field(default_factory=dict)
     figures: dict[Split, dict[int, dict[str, Any]]] = field(default_factory=dict)
-    baseline: "Group | None" = None
+    baseline: "SeedGroup | None" = None
 
     @property
     def name(self) -> str:
@@ -78,16 +78,16 @@ class Group:
         return [(others[seed], run) for seed, run in self.succeeded.items() if seed in others]
 
 
-def group_runs(runs: Iterable[ReportedRun], baseline: Baseline) -> list[Group]:
+def group_runs(runs: Iterable[ReportedRun], baseline: Baseline) -> list[SeedGroup]:
     """Groups of runs, in the order of their first ones, each with the group that it is compared with.
 
     Raises:
         InvalidRequest: the baseline was named, and no run has that method.
     """
-    groups: dict[GroupKey, Group] = {}
+    groups: dict[GroupKey, SeedGroup] = {}
     for run in runs:
         key = run.job_id, run.student, run.method
-        group = groups.setdefault(key, Group(key))
+        group = groups.setdefault(key, SeedGroup(key))
         group.runs.append(run)
         if run.state is State.SUCCEEDED:
             group.succeeded[run.seed] = run
@@ -102,7 +102,7 @@ def group_runs(runs: Iterable[ReportedRun], baseline: Baseline) -> list[Group]:
             "#/baseline",
         )
     # Of each student and method the first job that has a result.
-    first: dict[tuple[str, str], Group] = {}
+    first: dict[tuple[str, str], SeedGroup] = {}
     for (_, student, method), group in groups.items():
         if group.succeeded:
             first.setdefault((student, method), group)
@@ -116,7 +116,7 @@ def group_runs(runs: Iterable[ReportedRun], baseline: Baseline) -> list[Group]:
 
 
 def show_groups(
-    groups: Sequence[Group],
+    groups: Sequence[SeedGroup],
     teachers: Mapping[str, TeacherResult],
     confidence: float,
     tests: Mapping[tuple[GroupKey, Split], list[SampleTest]] | None = None,
@@ -147,7 +147,7 @@ def show_groups(
     return shown
 
 
-def _show_split(group: Group, split: Split, teacher: TeacherResult) -> GroupSplit | None:
+def _show_split(group: SeedGroup, split: Split, teacher: TeacherResult) -> GroupSplit | None:
     known = list(group.figures[split].values())
     estimates = {name: _show(statistics.estimate(run[name] for run in known)) for name in _ESTIMATED}
     if not any(estimates.values()):
@@ -156,7 +156,7 @@ def _show_split(group: Group, split: Split, teacher: TeacherResult) -> GroupSpli
     return GroupSplit(**estimates, best_class=best, worst_class=worst, difference=None, samples=None)
 
 
-def _show(found: statistics.Estimate | None) -> Estimate | None:
+def _show(found: statistics.MeanOfSample | None) -> Estimate | None:
     return None if found is None else Estimate(mean=found.mean, std=found.std, n=found.n)
 
 
@@ -179,9 +179,11 @@ def _extreme_classes(
     return worst, best
 
 
-def _add_differences(groups: Sequence[Group], shown: Sequence[ReportGroup], split: Split, confidence: float) -> None:
+def _add_differences(
+    groups: Sequence[SeedGroup], shown: Sequence[ReportGroup], split: Split, confidence: float
+) -> None:
     """Set ``difference`` of each group that has a baseline with a seed in common; all intervals at once."""
-    found: list[tuple[GroupSplit, Group, dict[int, float]]] = []
+    found: list[tuple[GroupSplit, SeedGroup, dict[int, float]]] = []
     for group, document in zip(groups, shown, strict=True):
         of_split: GroupSplit | None = getattr(document, split)
         if of_split is None or group.baseline is None:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from service.api.reports.groups import Baseline, Group
+from service.api.reports.groups import Baseline, SeedGroup
 from service.api.reports.rows import SPLITS
 from service.api.schemas.reports import Difference, GroupSplit, ReportGroup
 from service.db.models import JobRecord
@@ -13,7 +13,7 @@ from workers.texts import listed
 
 
 def notes_of(
-    jobs: Sequence[JobRecord], groups: Sequence[Group], shown: Sequence[ReportGroup], baseline: Baseline
+    jobs: Sequence[JobRecord], groups: Sequence[SeedGroup], shown: Sequence[ReportGroup], baseline: Baseline
 ) -> list[str]:
     """Sentences about runs and seeds that are missing, and about what numbers of so few do not say.
 
@@ -33,7 +33,7 @@ def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Itera
         yield "there is no validation split: nothing was chosen, so no epoch is called best"
 
 
-def _of_names(groups: Sequence[Group]) -> Iterator[str]:
+def _of_names(groups: Sequence[SeedGroup]) -> Iterator[str]:
     numbered = list(dict.fromkeys(group.key[2] for group in groups if MARK in group.key[2]))
     if numbered:
         yield (
@@ -42,7 +42,7 @@ def _of_names(groups: Sequence[Group]) -> Iterator[str]:
         )
 
 
-def _of_runs(groups: Sequence[Group]) -> Iterator[str]:
+def _of_runs(groups: Sequence[SeedGroup]) -> Iterator[str]:
     counts = Counter(run.state for group in groups for run in group.runs)
     others = {state: count for state, count in counts.items() if state is not State.SUCCEEDED}
     if others:
@@ -50,7 +50,7 @@ def _of_runs(groups: Sequence[Group]) -> Iterator[str]:
         yield f"{sum(others.values())} of {counts.total()} runs have not succeeded ({told}); they are in no mean"
 
 
-def _of_seeds(groups: Sequence[Group]) -> Iterator[str]:
+def _of_seeds(groups: Sequence[SeedGroup]) -> Iterator[str]:
     single = [group.name for group in groups if len(group.succeeded) == 1]
     if single:
         yield (
@@ -59,7 +59,7 @@ def _of_seeds(groups: Sequence[Group]) -> Iterator[str]:
         )
 
 
-def _of_baseline(groups: Sequence[Group], baseline: Baseline) -> Iterator[str]:
+def _of_baseline(groups: Sequence[SeedGroup], baseline: Baseline) -> Iterator[str]:
     students = {group.key[1] for group in groups if group.succeeded}
     compared = {group.key[1] for group in groups if group.baseline is not None}
     if (method := baseline.label) is None:
@@ -76,7 +76,7 @@ def _of_baseline(groups: Sequence[Group], baseline: Baseline) -> Iterator[str]:
         )
 
 
-def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[Group]) -> Iterator[str]:
+def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[SeedGroup]) -> Iterator[str]:
     """Say of each group whose baseline is of another job what else differs, which may be the whole difference."""
     by_id = {job.id: job for job in jobs}
     for group in groups:
@@ -89,7 +89,7 @@ def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[Group]) -> Iterat
         yield f"difference of {group.name} of {own.id} is to {group.baseline.key[2]} of {other.id}{rest}"
 
 
-def _of_differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> Iterator[str]:
+def _of_differences(groups: Sequence[SeedGroup], shown: Sequence[ReportGroup]) -> Iterator[str]:
     unpaired = {
         group.name: sorted(group.succeeded.keys() - group.baseline.succeeded.keys())
         for group in groups
@@ -110,7 +110,7 @@ def _of_differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> It
         )
 
 
-def _differences(groups: Sequence[Group], shown: Sequence[ReportGroup]) -> Iterator[tuple[str, str, Difference]]:
+def _differences(groups: Sequence[SeedGroup], shown: Sequence[ReportGroup]) -> Iterator[tuple[str, str, Difference]]:
     for group, document in zip(groups, shown, strict=True):
         for split in SPLITS:
             of_split: GroupSplit | None = getattr(document, split)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.api.reports import statistics
-from service.api.reports.groups import Group, GroupKey
+from service.api.reports.groups import GroupKey, SeedGroup
 from service.api.reports.rows import SPLITS, Split
 from service.api.schemas.reports import SampleTest
 from service.db.models import ArtifactRecord
@@ -39,7 +39,7 @@ class Predictions:
 
 
 def sample_tests(
-    groups: Sequence[Group], files: Sequence[ArtifactRecord], path_of: Callable[[ArtifactRecord], Path]
+    groups: Sequence[SeedGroup], files: Sequence[ArtifactRecord], path_of: Callable[[ArtifactRecord], Path]
 ) -> tuple[dict[tuple[GroupKey, Split], list[SampleTest]], list[str]]:
     """McNemar's exact test of every run with its baseline of the same seed, on each split that both have kept.
 

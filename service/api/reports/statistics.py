@@ -19,7 +19,7 @@ _EQUAL = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MeanOfSample:
     """Mean of some values, their standard deviation (of a sample, divided by n - 1), and how many there are.
 
     Attributes:
@@ -48,16 +48,16 @@ class Extremes:
     best: tuple[int, float]
 
 
-def estimate(values: Iterable[float | None]) -> Estimate | None:
+def estimate(values: Iterable[float | None]) -> MeanOfSample | None:
     """Estimate of the values that are finite numbers; None where there are none."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     if not known:
         return None
     mean = math.fsum(known) / len(known)
     if len(known) == 1:
-        return Estimate(mean, None, 1)
+        return MeanOfSample(mean, None, 1)
     squares = math.fsum((value - mean) ** 2 for value in known)
-    return Estimate(mean, math.sqrt(squares / (len(known) - 1)), len(known))
+    return MeanOfSample(mean, math.sqrt(squares / (len(known) - 1)), len(known))
 
 
 def paired_differences(values: Mapping[Key, float], baseline: Mapping[Key, float]) -> dict[Key, float]:
@@ -65,7 +65,7 @@ def paired_differences(values: Mapping[Key, float], baseline: Mapping[Key, float
     return {key: value - baseline[key] for key, value in values.items() if key in baseline}
 
 
-def t_intervals(means: Sequence[Estimate | None], confidence: float) -> list[Interval | None]:
+def t_intervals(means: Sequence[MeanOfSample | None], confidence: float) -> list[Interval | None]:
     """Intervals of means of differences by Student's t distribution with n - 1 degrees of freedom.
 
     Args:
@@ -93,7 +93,7 @@ def t_intervals(means: Sequence[Estimate | None], confidence: float) -> list[Int
     return intervals
 
 
-def _varies(mean: Estimate) -> bool:
+def _varies(mean: MeanOfSample) -> bool:
     return mean.std is not None and mean.std > _EQUAL * max(1.0, abs(mean.mean))
 
 

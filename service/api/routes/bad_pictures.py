@@ -22,7 +22,7 @@ router = APIRouter(tags=["pictures"], responses=responses(401, 403, 404, 422, 50
 @router.get(
     "/datasets/{dataset_id}/bad-pictures",
     operation_id="list_bad_pictures",
-    summary="Bad pictures of a data set",
+    summary="Bad pictures of a dataset",
     dependencies=[READ, Heavy],
 )
 def list_bad_pictures(
@@ -32,7 +32,7 @@ def list_bad_pictures(
     after: Annotated[int | None, Query(ge=0, le=ROWS_MAX, description="the `last_id` of the page before")] = None,
     limit: Limit = PAGE_DEFAULT,
 ) -> Page[BadPicture]:
-    """Each with the reason, as jobs found them when they decoded the data set last; empty before, and without any."""
+    """Each with the reason, as jobs found them when they decoded the dataset last; empty before, and without any."""
     spec = DATASET.validate_python(ctx.queries.get(DatasetRecord, dataset_id).spec)
     reports = [each for each in read_reports(ctx.settings.datasets_dir, spec) if split in (None, each.split)]
     first = 0 if after is None else after + 1

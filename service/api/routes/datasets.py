@@ -39,7 +39,7 @@ def show(row: DatasetRecord, notes: Sequence[str] | None = None, bad_pictures: d
 @router.post(
     "",
     operation_id="create_dataset",
-    summary="Register a data set",
+    summary="Register a dataset",
     status_code=201,
     responses={
         200: {"model": Dataset, "description": "It was registered before"},
@@ -69,7 +69,7 @@ def create_dataset(
 @router.get(
     "",
     operation_id="list_datasets",
-    summary="List data sets",
+    summary="List datasets",
     dependencies=[READ],
     response_model=Page[Dataset],
     responses=responses(422),
@@ -83,7 +83,7 @@ def list_datasets(ctx: Ctx, name: InName = None, after: After = None, limit: Lim
 @router.get(
     "/{dataset_id}",
     operation_id="get_dataset",
-    summary="One data set",
+    summary="One dataset",
     dependencies=[READ],
     responses=responses(404, 422),
 )
@@ -97,7 +97,7 @@ def get_dataset(dataset_id: str, ctx: Ctx) -> Dataset:
 @router.delete(
     "/{dataset_id}",
     operation_id="delete_dataset",
-    summary="Delete a data set",
+    summary="Delete a dataset",
     dependencies=[ADMIN],
     status_code=204,
     responses=responses(404, 409, 422),

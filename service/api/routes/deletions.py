@@ -31,7 +31,7 @@ def preview_run(run_id: str, ctx: Ctx) -> Deletion:
 @router.get(
     "/datasets/{dataset_id}/deletion",
     operation_id="preview_dataset_deletion",
-    summary="What deleting a data set frees",
+    summary="What deleting a dataset frees",
     tags=["datasets"],
 )
 def preview_dataset(dataset_id: str, ctx: Ctx) -> Deletion:

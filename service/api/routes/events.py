@@ -70,7 +70,7 @@ async def list_job_events(
 ) -> Response:
     """Oldest first, or with `before` newest first. `last_id` of a page is the `after` (or `before`) of the next one."""
     find = partial(ctx.records.job, job_id)
-    return await _answer(request, ctx, find, Bounds(after, before, limit), last_event_id=last_event_id)
+    return await _answer(request, ctx, find, PageBounds(after, before, limit), last_event_id=last_event_id)
 
 
 @router.get(
@@ -92,10 +92,10 @@ async def list_run_events(
 ) -> Response:
     """Oldest first, or with `before` newest first. `last_id` of a page is the `after` (or `before`) of the next one."""
     find = partial(ctx.records.run, run_id)
-    return await _answer(request, ctx, find, Bounds(after, before, limit), last_event_id=last_event_id)
+    return await _answer(request, ctx, find, PageBounds(after, before, limit), last_event_id=last_event_id)
 
 
-class Bounds(NamedTuple):
+class PageBounds(NamedTuple):
     """Events of a page: their numbers and how many."""
 
     after: int
@@ -107,7 +107,7 @@ async def _answer(
     request: Request,
     ctx: Context,
     find: Callable[[], JobRecord | RunRecord],
-    bounds: Bounds,
+    bounds: PageBounds,
     *,
     last_event_id: str | None,
 ) -> Response:
@@ -130,7 +130,7 @@ async def _answer(
     return await anyio.to_thread.run_sync(_page, ctx, owner, bounds)
 
 
-def _page(ctx: Context, owner: JobRecord | RunRecord, bounds: Bounds) -> Response:
+def _page(ctx: Context, owner: JobRecord | RunRecord, bounds: PageBounds) -> Response:
     """Page of events. Not on the event loop: a thousand events take tens of milliseconds."""
     rows, has_more = ctx.queries.events(owner, bounds.after, bounds.limit, before=bounds.before)
     return page(rows, has_more, show, lambda row: row.seq)

@@ -12,7 +12,7 @@ from service.api.dependencies import Context, Ctx, Heavy, document
 from service.api.gallery import gallery
 from service.api.gallery.gallery import MEASURES, Sources
 from service.api.gallery.kept_logits import LOGITS, open_kept_logits
-from service.api.gallery.row_temperatures import MethodTemperatures, held_out_notes, method_of
+from service.api.gallery.row_temperatures import MethodRowTemperatures, held_out_notes, method_of
 from service.api.gallery.splits import open_fingerprint
 from service.api.problems import responses
 from service.api.routes.runs import path_of
@@ -41,7 +41,7 @@ def get_gallery(
     run_id: str,
     ctx: Ctx,
     by: Annotated[GalleryOrder, Query(description="order of the rows, the most remarkable first")],
-    split: Annotated[Literal["train", "validation", "test"], Query(description="of the run's data set")] = "test",
+    split: Annotated[Literal["train", "validation", "test"], Query(description="of the run's dataset")] = "test",
     limit: Annotated[int, Query(ge=1, le=LIMIT_MAX, description="rows")] = 24,
     view: Annotated[int, Query(ge=0, le=10_000, description="of the cache; test and validation have one")] = 0,
     term: Annotated[int, Query(ge=0, le=31, description="of a method with several, from 0")] = 0,
@@ -90,7 +90,7 @@ def _sources(ctx: Context, run: RunRecord, job: JobRecord, reader: CacheReader) 
 
 def _gallery(ctx: Context, query: gallery.Query, run: RunRecord, sources: Sources) -> Gallery:
     spec, notes = sources.reader.spec, list[str]()
-    given: MethodTemperatures | None = None
+    given: MethodRowTemperatures | None = None
     try:
         given = gallery.temperatures(sources, query)
         notes += given.notes

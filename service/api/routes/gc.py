@@ -20,7 +20,7 @@ router = APIRouter(tags=["gc"], responses=responses(401, 403, 500, 503), route_c
     "/gc", operation_id="collect", summary="Collect garbage", dependencies=[ADMIN], responses=responses(400, 413, 422)
 )
 def collect(request: Annotated[GcRequest, json_body(GcRequest)], ctx: Ctx) -> GcReport:
-    """Deletes ended jobs, decoded data sets and events beyond the limits: those given here, else those of the settings.
+    """Deletes ended jobs, decoded datasets and events beyond the limits: those given here, else those of the settings.
 
     Jobs that are pinned, have not ended or are needed by a live retry stay. A `dry_run` says what would go.
     """

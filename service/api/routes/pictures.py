@@ -32,7 +32,7 @@ router = APIRouter(tags=["pictures"], responses=responses(401, 403, 404, 409, 42
 
 DatasetKey = Annotated[
     str,
-    Path(max_length=64, pattern=r"^[0-9a-z_]+$", description="id of a data set, or the fingerprint of a split"),
+    Path(max_length=64, pattern=r"^[0-9a-z_]+$", description="id of a dataset, or the fingerprint of a split"),
 ]
 SplitName = Literal["train", "validation", "test"]
 Row = Annotated[int, Path(ge=0, le=ROWS_MAX, description="place in the split, from 0")]
@@ -60,11 +60,11 @@ def _pixels(opened: Dataset, row: int) -> Picture:
 @router.get(
     "/datasets/{dataset}/splits",
     operation_id="list_splits",
-    summary="Decoded splits of a data set",
+    summary="Decoded splits of a dataset",
     dependencies=[READ, Heavy],
 )
 def list_splits(dataset: DatasetKey, ctx: Ctx) -> Page[Split]:
-    """With the pictures of each class counted. Refused until a job has decoded the data set. Not paged."""
+    """With the pictures of each class counted. Refused until a job has decoded the dataset. Not paged."""
     splits = [show_split(opened) for opened in open_splits(ctx.queries, ctx.settings.datasets_dir, dataset)]
     return Page(data=splits, **ends(splits, lambda split: split.split))
 
@@ -83,7 +83,7 @@ def list_rows(
     after: Annotated[int | None, Query(ge=0, le=ROWS_MAX, description="the `last_id` of the page before")] = None,
     limit: Limit = PAGE_DEFAULT,
 ) -> Page[PictureRow]:
-    """By row, in rising order; `after` is a row. Refused until a job has decoded the data set."""
+    """By row, in rising order; `after` is a row. Refused until a job has decoded the dataset."""
     opened = open_split(ctx.queries, ctx.settings.datasets_dir, dataset, split)
     rows, has_more = list_pictures(opened, label, after=-1 if after is None else after, limit=limit)
     return Page(data=rows, has_more=has_more, **ends(rows, lambda row: row.row))

@@ -13,7 +13,7 @@ from workers.methods.preview_report import Histogram
 
 
 class Cache(Document):
-    """The logits of one teacher on one data set's views."""
+    """The logits of one teacher on one dataset's views."""
 
     object: Literal["cache"] = "cache"
     key: str

@@ -11,7 +11,7 @@ from workers.spec import Spec
 
 
 class DatasetRequest(Spec):
-    """A data set below the data root, and a name to use in jobs."""
+    """A dataset below the data root, and a name to use in jobs."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"name": "flowers", "spec": {"kind": "folder", "path": "flowers"}}]}
@@ -22,7 +22,7 @@ class DatasetRequest(Spec):
 
 
 class Dataset(Document):
-    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell."""
+    """A dataset with a name; `samples` per split and `classes` are null where only decoding would tell."""
 
     object: Literal["dataset"] = "dataset"
     id: str

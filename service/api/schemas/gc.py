@@ -30,7 +30,7 @@ class GcRequest(Document):
     jobs_max_age_s: AgeS | None = Field(None, description="seconds since a job has ended")
     jobs_max_count: Count | None = Field(None, description="of jobs that have ended")
     jobs_max_bytes: Bytes | None = Field(None, description="of the files of all jobs")
-    decoded_max_bytes: Bytes | None = Field(None, description="of all decoded data sets")
+    decoded_max_bytes: Bytes | None = Field(None, description="of all decoded datasets")
     events_max_age_s: AgeS | None = Field(
         None, description="seconds since a job has ended, until its events are compacted"
     )
@@ -48,7 +48,7 @@ class GcJob(Document):
 
 
 class GcDecoded(Document):
-    """A decoded copy of a data set that goes; it is made again when a job needs it."""
+    """A decoded copy of a dataset that goes; it is made again when a job needs it."""
 
     fingerprint: str
     split: str

@@ -55,16 +55,16 @@ def _expression_characters(value: object) -> int:
 
 
 class JobRequest(PlanDraft):
-    """A job: a teacher, a data set, and students x methods x seeds, each of which becomes a run.
+    """A job: a teacher, a dataset, and students x methods x seeds, each of which becomes a run.
 
-    `dataset` is a description, or the id or name of a registered data set.
+    `dataset` is a description, or the id or name of a registered dataset.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
 
     name: OptionalName = ""
     teacher: Annotated[str, Field(max_length=64, examples=[EXAMPLE_TEACHER])]
-    # A client may name a data set where the plan needs its description; the route puts it in place.
+    # A client may name a dataset where the plan needs its description; the route puts it in place.
     dataset: DatasetChoice  # type: ignore[assignment]
     # These joined later, and are left out of a dump at their default: an Idempotency-Key is known by its digest,
     # and one that was used before them is to be known after.
@@ -136,7 +136,7 @@ class PlannedRun(Document):
 class ViewSizes(Document):
     """Of each training view's box: what the student and the teacher get of it, (height, width) in pixels.
 
-    Both are resampled from the data set's picture. Null where only the pictures tell.
+    Both are resampled from the dataset's picture. Null where only the pictures tell.
     """
 
     student: Size | None

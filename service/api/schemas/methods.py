@@ -31,7 +31,7 @@ class Method(Document):
     paper: str
     formula: str
     verified: str = Field(description="against what its numbers were checked")
-    defaults: dict[str, dict[str, JsonValue]] = Field(description="per data set family")
+    defaults: dict[str, dict[str, JsonValue]] = Field(description="per dataset family")
     needs: Needs
     json_schema: dict[str, Any]
 

@@ -16,7 +16,7 @@ class SplitClass(Document):
 
 
 class Split(Document):
-    """A split of a data set, as it was decoded."""
+    """A split of a dataset, as it was decoded."""
 
     object: Literal["split"] = "split"
     split: Literal["train", "validation", "test"]
@@ -36,7 +36,7 @@ class PictureRow(Document):
     label: int
     class_name: str
     sample_id: str | None = Field(
-        description="its file below the data set's folder, a key, or its number in an array; null in data sets that "
+        description="its file below the dataset's folder, a key, or its number in an array; null in datasets that "
         "an earlier version has decoded"
     )
     picture: str = Field(description="path of its PNG, by content: what it shows never changes")

@@ -23,7 +23,7 @@ class RecipeEntry(Document):
     name: str
     title: str
     source: str = Field(description="where its values come from")
-    default_of: list[str] = Field(description="data set kinds whose jobs take it where they name none")
+    default_of: list[str] = Field(description="dataset kinds whose jobs take it where they name none")
     training: dict[str, Any] = Field(description="as in a job; `warmup_epochs` is scaled with `epochs`")
     views: dict[str, Any] = Field(description="as in a job")
     reference_lr: bool = Field(description="whether students with a `reference_lr` take that one")

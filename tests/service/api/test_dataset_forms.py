@@ -20,7 +20,7 @@ def test_every_form_is_registered_over_http_and_named_by_a_job(api: Api, capsys:
         assert made.status_code == 201, made.text
         assert (made.json()["classes"], made.json()["samples"]) == (4, {"train": 12, "test": 8})
         refused = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body(dataset=form))
-        assert "the data set has 4" in refused.json()["detail"]
+        assert "the dataset has 4" in refused.json()["detail"]
     for words in (["hub", "parquet", "--path", "hub/data/*.parquet"], ["shards", "webdataset", "--path", "shards"]):
         assert (
             main(["--url", api.url, "datasets", "add", f"{words[0]} again", *words[1:], "--label", LABEL[words[0]]])

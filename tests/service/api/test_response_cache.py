@@ -24,7 +24,7 @@ from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
 from service.db.scopes import THIS_MACHINE, Caller
 from service.db.scopes import Scope as KeyScope
 from service.db.states import State
-from service.db.version import DATABASE, DatabaseVersion, Source, Version
+from service.db.version import DATABASE, DatabaseVersion, DocumentSource, Version
 from service.paths import DATABASE_ROUTES
 from tests.service.api.test_http import documents
 from tests.support.filled import METRICS
@@ -274,7 +274,7 @@ class Clock(DatabaseVersion):
     def __init__(self) -> None:
         self.value = 0
 
-    async def read(self, source: Source = DATABASE) -> Version | None:
+    async def read(self, source: DocumentSource = DATABASE) -> Version | None:
         return 0, self.value
 
 

@@ -63,7 +63,7 @@ def test_methods_and_students_come_with_their_schemas(shared_api: Api) -> None:
     assert not students["has_more"]
 
 
-# ---------------------------------------------------------------------------------------------------------- data sets
+# ----------------------------------------------------------------------------------------------------------- datasets
 
 
 def test_a_data_set_gets_a_name_that_jobs_can_use(api: Api) -> None:
@@ -133,7 +133,7 @@ def test_a_name_has_no_control_characters(shared_api: Api, control: str) -> None
 
 
 def folder(path: Path, classes: tuple[str, ...] = ("cat", "dog")) -> None:
-    """A folder that looks like a data set; nobody decodes it here."""
+    """A folder that looks like a dataset; nobody decodes it here."""
     for split in ("train", "test"):
         for name in classes:
             (path / split / name).mkdir(parents=True)
@@ -241,7 +241,7 @@ def test_a_dry_run_says_which_labels_a_job_would_fail_of(api: Api, first: int, t
 
 
 def test_a_dry_run_tells_what_each_network_sees_of_a_box(api: Api) -> None:
-    """And that a data set which is stored smaller than the teacher's input has no more to give."""
+    """And that a dataset which is stored smaller than the teacher's input has no more to give."""
     folder(api.settings.data_root / "pets", tuple("0123456789"))
     teacher = api.upload(preprocessing=PREPROCESSING.model_copy(update={"size": (8, 8)}).model_dump_json()).json()["id"]
     views = {"augmentation": {"recipe": "resized_crop", "size": [24, 16]}}

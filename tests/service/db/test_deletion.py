@@ -1,4 +1,4 @@
-"""Deletion of jobs, runs, data sets and teachers: what goes, what is refused, and what a kill leaves."""
+"""Deletion of jobs, runs, datasets and teachers: what goes, what is refused, and what a kill leaves."""
 
 import signal
 import subprocess
@@ -327,7 +327,7 @@ def test_a_teacher_of_live_jobs_is_refused_by_their_names_and_shared_bytes_stay(
     assert not path.exists()
 
 
-# ---------------------------------------------------------------------------------------------------------- data sets
+# ----------------------------------------------------------------------------------------------------------- datasets
 
 
 def an_npz(api: Api, name: str, seed: int = 0) -> NpzDataset:

@@ -15,7 +15,7 @@ from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
 from service.db.shared_read import BatchRead, SharedRead
 from service.db.states import State
-from service.db.version import DATABASE, DatabaseVersion, Source, SourceKind, Version
+from service.db.version import DATABASE, DatabaseVersion, DocumentSource, SourceKind, Version
 from tests.support.service_helpers import add_job
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -55,8 +55,8 @@ def test_database_version_of_a_job_changes_with_it_alone(database_url: str) -> N
     with closing(Database(database_url)) as database:
         ids = [add_job(ApiQueries(database)).id for _ in range(2)]
         run_id = EngineQueries(database).runs(ids[0])[0].id
-        sources = [Source(SourceKind.JOB, id) for id in (*ids, f"job_{'0' * 26}")]
-        sources += [Source(SourceKind.RUN, run_id), Source(SourceKind.JOBS), DATABASE]
+        sources = [DocumentSource(SourceKind.JOB, id) for id in (*ids, f"job_{'0' * 26}")]
+        sources += [DocumentSource(SourceKind.RUN, run_id), DocumentSource(SourceKind.JOBS), DATABASE]
         version = DatabaseVersion(database)
 
         async def read() -> list[Version | None]:

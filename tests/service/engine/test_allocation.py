@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.engine.allocation import FreeResources, Need
-from service.engine.run_start import Claim, allot
+from service.engine.run_start import SlotClaim, allot
 from workers.cluster.outcomes import Share
 
 CORE = Need(1, 1.0)
@@ -67,21 +67,21 @@ CLAIMS = st.lists(
         st.integers(1, 3).map(lambda size: Need(size, 1.0)),
     ),
     max_size=6,
-).map(lambda rows: [Claim(f"job_{place}", *row, row[-1].processes) for place, row in enumerate(rows)])
+).map(lambda rows: [SlotClaim(f"job_{place}", *row, row[-1].processes) for place, row in enumerate(rows)])
 
 
 def claim(
     job: int, priority: int = 0, wants: int = 5, need: Need = CORE, has: int = 0, key: str | None = None
-) -> Claim:
-    return Claim(f"job_{job}", key, priority, has, wants, need, need.processes)
+) -> SlotClaim:
+    return SlotClaim(f"job_{job}", key, priority, has, wants, need, need.processes)
 
 
-def given_of(claims: list[Claim], cores: int) -> dict[str, int]:
+def given_of(claims: list[SlotClaim], cores: int) -> dict[str, int]:
     return allot(claims, FreeResources(cores, 0)).given
 
 
 @given(CLAIMS, st.integers(0, 12))
-def test_slots_are_shared_out_by_priority_and_no_more_than_there_are(claims: list[Claim], free: int) -> None:
+def test_slots_are_shared_out_by_priority_and_no_more_than_there_are(claims: list[SlotClaim], free: int) -> None:
     """And none stays free but for a job that needs more than there are, and is next."""
     given_ = given_of(claims, free)
     left = free - sum(given_[claim.job_id] * claim.need.processes for claim in claims)
@@ -98,7 +98,8 @@ def test_slots_are_shared_out_by_priority_and_no_more_than_there_are(claims: lis
 def test_of_equals_none_has_two_slots_more_than_another_that_waits(free: int, mine: int, theirs: int) -> None:
     """Keys first, then the jobs of one key; older jobs have the odd one."""
     claims = [
-        Claim(f"job_{place:02}", "key_a" if place < mine else "key_b", 0, 0, 20, CORE) for place in range(mine + theirs)
+        SlotClaim(f"job_{place:02}", "key_a" if place < mine else "key_b", 0, 0, 20, CORE)
+        for place in range(mine + theirs)
     ]
     given_ = given_of(claims, free)
     of_key = sorted(sum(given_[c.job_id] for c in claims if c.key_id == key) for key in ("key_a", "key_b"))

@@ -110,7 +110,7 @@ def test_preflight_refuses_another_class_count_with_both_numbers(declared: bool,
     built = onnx_models.random_linear(4)
     if not declared:
         built.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
-    with pytest.raises(ContractViolation, match="has 4 classes, the data set has 3"):
+    with pytest.raises(ContractViolation, match="has 4 classes, the dataset has 3"):
         teacher(built, tmp_path).run_preflight(coloured())
 
 

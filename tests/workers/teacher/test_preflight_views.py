@@ -1,6 +1,6 @@
 """Views smaller than the teacher's input: the same boxes, resampled for each network, and what is told of the teacher.
 
-The data set is of stripes, one pixel wide, upright or level: where 32 x 32 pixels become 8 x 8 they are grey, and
+The dataset is of stripes, one pixel wide, upright or level: where 32 x 32 pixels become 8 x 8 they are grey, and
 nothing but noise is left. The teacher compares neighbours: it is always right on the former, and guesses on the latter.
 
 Legend: N samples, B samples of a batch.

@@ -188,7 +188,7 @@ def on_cuda(built: onnx.ModelProto, tmp_path: Path, **options: object) -> Teache
 
 
 def test_a_teacher_on_cuda_says_how_far_its_outputs_are_from_the_cpus(tmp_path: Path, cuda: CudaDouble) -> None:
-    """On noise of the graph's size, or on pictures of the data set."""
+    """On noise of the graph's size, or on pictures of the dataset."""
     cuda.factor = 1.001
     session = on_cuda(onnx_models.random_linear(), tmp_path)
     assert session.provider == "CUDAExecutionProvider"

@@ -1,4 +1,4 @@
-"""Pictures that stay files: the same bits as a decoded copy, from the data set to the trained weights."""
+"""Pictures that stay files: the same bits as a decoded copy, from the dataset to the trained weights."""
 
 import contextlib
 import itertools
@@ -89,7 +89,7 @@ def files(root: Path, work_dir: Path, **fields: object) -> FilesDataset:
     return made
 
 
-# --------------------------------------------------------------------------------------------------------- data set
+# ---------------------------------------------------------------------------------------------------------- dataset
 
 
 @pytest.mark.parametrize("image_size", [None, (9, 31)])
@@ -459,7 +459,7 @@ def test_a_batch_that_never_comes_has_the_run_start_again(root: Path, monkeypatc
         contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
     ):
         batches = stream.batches(work(listed, RECIPES[1]), lambda: waits.append(stuck.is_read()))
-        with pytest.raises(BatchOverdue, match="does the file system of the data set answer") as caught:
+        with pytest.raises(BatchOverdue, match="does the file system of the dataset answer") as caught:
             list(batches)
     assert waits
     assert outcome(caught.value).kind == "vanished"

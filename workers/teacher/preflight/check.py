@@ -78,7 +78,7 @@ def _check_classes(classes: int | None, dataset: Dataset) -> None:
     wanted = len(dataset.class_names)
     if classes not in (None, wanted):
         raise ContractViolation(
-            f"the teacher has {classes} classes, the data set has {wanted}: they do not belong together"
+            f"the teacher has {classes} classes, the dataset has {wanted}: they do not belong together"
         )
 
 
@@ -125,7 +125,7 @@ def _accuracy_refusal(score: Score, *found: Explanation | None) -> list[str]:
     if score.explained_by_chance:
         refusal = (
             f"{right}guessing would be on {score.chance:.1%}: its label order or its preprocessing does not fit this "
-            "data set."
+            "dataset."
         )
         return [" ".join([refusal, *(hints or ["No usual preprocessing does better."])])]
     return [" ".join([f"{right}and on significantly more if it is used otherwise.", *hints])] if hints else []

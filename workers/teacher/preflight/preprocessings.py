@@ -24,7 +24,7 @@ def better_preprocessing(
     if 0.5 ** (given.rows - given.hits) > alpha:  # not even one that is right on all rows
         return None, 0
     step = batch_rows(PART, teacher.preprocessing, dataset)
-    # Strides, so that the first part shows all classes of a sorted data set.
+    # Strides, so that the first part shows all classes of a sorted dataset.
     stride = math.ceil(given.rows / PART)
     parts = [np.arange(i, given.rows, stride) for i in range(stride)]
     predicted_VR = np.full((len(variants), len(index_R)), -1)

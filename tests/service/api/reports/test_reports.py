@@ -277,7 +277,7 @@ def test_report_of_a_thousand_runs_takes_no_more_statements_and_intervals_than_o
     t_intervals = statistics.t_intervals
 
     def count_intervals(
-        means: Sequence[statistics.Estimate | None], confidence: float
+        means: Sequence[statistics.MeanOfSample | None], confidence: float
     ) -> list[statistics.Interval | None]:
         calls["intervals"] += 1
         return t_intervals(means, confidence)
