@@ -36,7 +36,12 @@ HOMES = {
     "zarr": ("store/",),
     "onnxruntime": ("workers/onnx/quantization.py", "workers/onnx/session.py"),
     "ray": ("workers/cluster/ray_api.py",),
-    "pyarrow": ("store/export.py", "workers/data/tables.py", "workers/data/table_columns.py"),
+    "pyarrow": (
+        "store/export.py",
+        "workers/data/tables.py",
+        "workers/data/table_columns.py",
+        "workers/data/table_features.py",
+    ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),
     "mlflow": ("service/trackers/sinks/mlflow.py",),

@@ -35,7 +35,8 @@ class Decoding:
         sample_ids: of each sample, in its order: a file's name below the dataset's folder, or a key; None stands for
             the numbers of the rows.
         left_out: bad pictures that are none of the N samples.
-        files: of pictures that are files of their own, those of the N samples.
+        files: of pictures that are files of their own, or parts of files, those of the N samples.
+        spans_N2: int64, of parts of files, the offset and size of each in its file, in bytes.
     """
 
     shape: tuple[int, int, int, int]
@@ -45,6 +46,7 @@ class Decoding:
     sample_ids: Sequence[str] | None = None
     left_out: Sequence[BadPicture] = ()
     files: Sequence[Path] | None = None
+    spans_N2: NDArray[np.int64] | None = None
 
 
 def from_array(images_NHWC: Pictures, labels_N: Labels, names: Sequence[str], should_stop: ShouldStop) -> Decoding:

@@ -56,6 +56,7 @@ def decode_rows(
         sample_ids=kept.ids,
         left_out=bad,
         files=kept.files,
+        spans_N2=kept.spans_N2,
     )
 
 

@@ -23,7 +23,8 @@ class EncodedRows:
         place: name of a row in messages; a file's absolute path, which becomes one below the data root.
         read: content of a row, called by several threads at once. Raises InvalidDataset with a message that begins
             with the place if the content is too large, OSError if it cannot be had.
-        files: of pictures that are files of their own, those files.
+        files: of pictures that are files of their own, those files; of parts of files, the file of each.
+        spans_N2: int64, of parts of files, the offset and size of each in its file, in bytes.
     """
 
     labels_N: Labels
@@ -31,6 +32,7 @@ class EncodedRows:
     place: Callable[[int], str]
     read: Callable[[int], bytes]
     files: Sequence[Path] | None = None
+    spans_N2: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -44,6 +46,7 @@ class EncodedRows:
             place=lambda row: self.place(chosen[row]),
             read=lambda row: self.read(chosen[row]),
             files=None if self.files is None else [self.files[row] for row in chosen],
+            spans_N2=None if self.spans_N2 is None else self.spans_N2[rows],
         )
 
 

@@ -9,6 +9,10 @@ The list is two arrays that every process maps, since a dataset may have million
     names.npy    uint8 [bytes]: paths relative to the folder, one after the other, as the file system spells them
     files.npy    int64 [N, 3]: where a name ends in names.npy, size in bytes, time of modification in ns
 
+Pictures that are parts of files, the members of tar files, have a third:
+
+    spans.npy    int64 [N, 2]: offset in the file and size of a picture, in bytes
+
 Legend: N pictures of the list, B of a batch, H x W pixels, C channels.
 """
 
@@ -24,29 +28,40 @@ from workers.data.blocks import Pictures
 from workers.data.picture_decoder import PictureDecoder
 from workers.errors import InvalidDataset
 
-NAMES, FILES = "names.npy", "files.npy"
+NAMES, FILES, SPANS = "names.npy", "files.npy", "spans.npy"
 Rows = slice | NDArray[np.integer]
 
 # Pictures that a thread decodes in one go: as few as keep the threads equally busy to the end of a batch.
 _PIECE = 8
 
 
-def listing(root: Path, paths: Sequence[Path]) -> dict[str, NDArray[np.generic]]:
-    """Arrays that list ``paths``, which lie below ``root``, by the name of their file."""
+def listing(
+    root: Path, paths: Sequence[Path], spans_N2: NDArray[np.int64] | None = None
+) -> dict[str, NDArray[np.generic]]:
+    """Arrays that list ``paths``, which lie below ``root``, by the name of their file.
+
+    Args:
+        paths: the file of each picture.
+        spans_N2: offset and size of each picture in its file, in bytes; None where a picture is a file.
+    """
     names = [os.fsencode(path.relative_to(root)) for path in paths]
     files_N3 = np.empty((len(paths), 3), dtype="<i8")
     files_N3[:, 0] = np.cumsum([len(name) for name in names])
+    before, status = None, None
     for row, path in zip(files_N3, paths, strict=True):
-        status = path.stat()
+        # The members of a tar file follow each other.
+        if status is None or path is not before:
+            before, status = path, path.stat()
         row[1:] = status.st_size, status.st_mtime_ns
-    return {NAMES: np.frombuffer(b"".join(names), dtype=np.uint8), FILES: files_N3}
+    arrays: dict[str, NDArray[np.generic]] = {NAMES: np.frombuffer(b"".join(names), dtype=np.uint8), FILES: files_N3}
+    return arrays if spans_N2 is None else arrays | {SPANS: spans_N2.astype("<i8")}
 
 
 class PictureFiles:
     """List of image files, decoded on demand. Pickles as its path.
 
     Args:
-        folder: holds the list's two arrays.
+        folder: holds the list's arrays.
         root: the folder that the names are relative to.
         shape: (H, W, C) of every picture.
         decoder: of the dataset's pictures.
@@ -55,6 +70,8 @@ class PictureFiles:
     def __init__(self, folder: Path, root: Path, shape: tuple[int, int, int], decoder: PictureDecoder) -> None:
         self._names = np.load(folder / NAMES, mmap_mode="r", allow_pickle=False)
         self._files_N3 = np.load(folder / FILES, mmap_mode="r", allow_pickle=False)
+        has_spans = (folder / SPANS).exists()
+        self._spans_N2 = np.load(folder / SPANS, mmap_mode="r", allow_pickle=False) if has_spans else None
         self._folder = folder
         self._root = root
         self._decoder = decoder
@@ -101,11 +118,13 @@ class PictureFiles:
     def _picture(self, number: int) -> Pictures:
         path = self.path(number)
         # Messages become answers of the API, which must not show the server's folders.
-        name = path.relative_to(self._root)
+        name = str(path.relative_to(self._root))
+        offset, size = (0, -1) if self._spans_N2 is None else self._spans_N2[number].tolist()
         try:
             with path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                data = file.read()
+                file.seek(offset)
+                data = file.read(size)
         except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             raise InvalidDataset(
                 f"{name} cannot be read any more ({error.strerror}): put it back, or submit the job again"
@@ -116,6 +135,8 @@ class PictureFiles:
                 f"{name} has changed since the dataset was prepared: it has {status.st_size:,} bytes and was modified "
                 f"at {status.st_mtime_ns} ns, then {expected_bytes:,} bytes at {expected_ns} ns. Submit the job again"
             )
+        if self._spans_N2 is not None:
+            name = f"{name}, byte {offset},"
         picture = self._decoder.decode(data, name)
         if picture.shape != self.shape:
             raise InvalidDataset(f"{name} is {picture.shape}, not {self.shape} as when the dataset was prepared")

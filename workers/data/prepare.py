@@ -132,7 +132,7 @@ class _Listed(NamedTuple):
     def arrays(self, decoding: Decoding) -> dict[str, NDArray[np.generic]]:
         assert self.source.path is not None
         assert decoding.files is not None
-        return listing(self.source.path, decoding.files)
+        return listing(self.source.path, decoding.files, decoding.spans_N2)
 
     def meta(self) -> dict[str, object]:
         spec = self.source.spec

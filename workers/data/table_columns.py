@@ -1,12 +1,8 @@
-"""Columns of a table that hold pictures and labels: which they are, the names of their classes, and their values.
-
-Hugging Face notes what a column is in the schema's metadata, as JSON under ``huggingface``: pictures are of the type
-``Image`` (a struct of ``bytes`` and ``path``), labels of the type ``ClassLabel``, with the names of the classes.
+"""Values of the columns of tables that hold pictures and labels, see ``table_features``.
 
 Legend: N rows of a split.
 """
 
-import json
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,7 +26,7 @@ from workers.data.label_values import (
 from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
 from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
 from workers.errors import InvalidDataset
-from workers.texts import listed, shortened
+from workers.texts import shortened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,66 +37,6 @@ if TYPE_CHECKING:
 
 # Groups of rows that are held, all together.
 _HELD_BYTES = 512 << 20
-
-
-class Features:
-    """What the columns of a table are, as Hugging Face notes it and by their Arrow types."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._noted = _noted_features(table.schema)
-
-    def image(self, given: str | None) -> str:
-        """Name of the column of pictures.
-
-        Args:
-            given: by the client; None looks for it.
-
-        Raises:
-            InvalidDataset: it is none of pictures, or which one cannot be told.
-        """
-        noted = [name for name in self._table.schema.names if self._kind(name) == "Image"]
-        fitting = [field.name for field in self._table.schema if _holds_bytes(field.type)]
-        return self._chosen("image", given, fitting, [name for name in noted if name in fitting])
-
-    def label(self, given: str | None) -> str:
-        """Name of the column of labels; arguments and errors as those of ``image``."""
-        noted = [name for name in self._table.schema.names if self._kind(name) == "ClassLabel"]
-        fitting = [field.name for field in self._table.schema if _holds_labels(field.type)]
-        return self._chosen("label", given, fitting, [name for name in noted if name in fitting])
-
-    def class_names(self, label: str) -> tuple[str, ...] | None:
-        """Names of the classes in label order; None where they are not noted."""
-        noted = self._noted.get(label)
-        names = noted.get("names") if isinstance(noted, dict) and noted.get("_type") == "ClassLabel" else None
-        if not isinstance(names, list) or not names:
-            return None
-        check_number(len(names), self._table.path)
-        # Checks their lengths.
-        return classes_of_names([str(name) for name in names], [str(name) for name in names], self._table.path).names
-
-    def _kind(self, name: str) -> object:
-        noted = self._noted.get(name)
-        return noted.get("_type") if isinstance(noted, dict) else None
-
-    def _chosen(self, field: str, given: str | None, fitting: Sequence[str], noted: Sequence[str]) -> str:
-        wanted = {"image": "pictures (a struct with bytes, or binary)", "label": "labels (integers or strings)"}[field]
-        columns = listed(f"{name} ({column.type})" for name, column in self._columns())
-        if given is not None:
-            if given in fitting:
-                return given
-            raise InvalidDataset(
-                f"{self._table.path} has no column {given!r} of {wanted}: set {field!r} to one of its columns, "
-                f"{columns}"
-            )
-        among = noted or fitting
-        if len(among) == 1 or field in among:
-            return among[0] if len(among) == 1 else field
-        found = f"several columns that may hold {wanted}, {listed(among)}" if among else f"no column of {wanted}"
-        raise InvalidDataset(f"{self._table.path} has {found}: set {field!r} to one of its columns, {columns}")
-
-    def _columns(self) -> "Iterator[tuple[str, pa.Field]]":
-        return ((field.name, field) for field in self._table.schema)
 
 
 @dataclass(frozen=True)
@@ -274,30 +210,3 @@ def check_groups(tables: Iterable[Table], column: str) -> None:
 
 def _starts_of(tables: Sequence[Table]) -> list[int]:
     return [0, *accumulate(table.rows for table in tables)][:-1]
-
-
-def _noted_features(schema: "pa.Schema") -> dict[str, Any]:
-    """Features in the schema's metadata, by column; empty where there are none, or they cannot be read."""
-    try:
-        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _holds_bytes(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(kind.field(place).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _holds_labels(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        return _holds_labels(kind.value_type)
-    is_kind = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
-    return any(check(kind) for check in is_kind)

@@ -3,10 +3,10 @@
 Legend: N samples of all shards.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
+
+import numpy as np
 
 from workers.data.pictures import FILE_MAX_BYTES
 from workers.data.tar_index import Shard
@@ -22,12 +22,14 @@ class TarRows:
 
     Attributes:
         ids: sample id of each row, ``SHARD/KEY``.
+        files: shard of each row.
+        spans_N2: int64, offset and size in bytes of each row's picture in its shard.
     """
 
     def __init__(self, shards: Sequence[Shard], root: Path) -> None:
-        self._shards = shards
-        self._starts = [0, *accumulate(map(len, shards))]
         self._root = root
+        self.files = [shard.path for shard in shards for _ in range(len(shard))]
+        self.spans_N2 = np.concatenate([np.stack((shard.offsets_N, shard.sizes_N), axis=1) for shard in shards])
         named = ((shard.path.relative_to(root).as_posix(), shard) for shard in shards)
         self.ids = [f"{name}/{key}" for name, shard in named for key in shard.key_list()]
 
@@ -42,17 +44,11 @@ class TarRows:
             InvalidDataset: it is too large.
             OSError: the shard cannot be read.
         """
-        shard, number = self._find(row)
-        size = int(shard.sizes_N[number])
+        offset, size = self.spans_N2[row].tolist()
         if size > FILE_MAX_BYTES:
             raise InvalidDataset(
                 f"{self.place(row)} has {size} bytes, and a picture may have at most {FILE_MAX_BYTES}: make it smaller"
             )
-        with shard.path.open("rb", buffering=0) as file:
-            file.seek(int(shard.offsets_N[number]))
+        with self.files[row].open("rb") as file:
+            file.seek(offset)
             return file.read(size)
-
-    def _find(self, row: int) -> tuple[Shard, int]:
-        """Shard of a row, and its number in that."""
-        place = bisect_right(self._starts, row) - 1
-        return self._shards[place], row - self._starts[place]

@@ -234,7 +234,7 @@ def test_tables_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_kind_loads_no_pyarrow_before_it_reads() -> None:
-    code = "import sys, workers.data.tables, workers.data.table_columns, workers.data.kinds.parquet as p; "
+    code = "import sys, workers.data.table_columns, workers.data.table_features, workers.data.kinds.parquet; "
     code += "print('pyarrow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

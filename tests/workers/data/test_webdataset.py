@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import pickle
+import shutil
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,6 +61,34 @@ def test_webdataset_rows_are_read_at_random_by_id(tmp_path: Path) -> None:
     assert rows.ids[5:7] == ["train-000000.tar/00000005", "train-000001.tar/00000006"]
     for row in (11, 0, 6, 5):
         assert rows.read(row) == encoded(PICTURES["train"][row])
+
+
+def test_webdataset_pictures_that_stay_in_their_shards_are_the_decoded_ones(tmp_path: Path) -> None:
+    described = dataset_forms.shards(tmp_path)
+    decoded = prepare(WebDataset.model_validate(described), "train", tmp_path)
+    shutil.rmtree(tmp_path / "work")
+    kept = prepare(WebDataset.model_validate(described | {"storage": "files"}), "train", tmp_path)
+    assert not (kept.path / "images.npy").exists()
+    assert kept.fingerprint == decoded.fingerprint
+    rows = np.array([11, 0, 6, 5, 0])
+    for opened in (kept, pickle.loads(pickle.dumps(kept))):
+        np.testing.assert_array_equal(opened.take(rows), PICTURES["train"][rows])
+    with (tmp_path / "shards/train-000001.tar").open("ab") as shard:
+        shard.write(bytes(512))
+    np.testing.assert_array_equal(kept.take(np.array([5])), PICTURES["train"][[5]])
+    with pytest.raises(InvalidDataset, match=r"^train-000001.tar has changed since the dataset was prepared"):
+        kept.take(np.array([6]))
+
+
+def test_webdataset_bad_pictures_are_left_out_of_the_list_of_those_that_stay(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", samples([0, 1, 1, 0]) | {"001.jpg": b"text"})
+    spec = WebDataset(path="a.tar", storage="files", on_bad_picture="skip")
+    kept = prepare(spec, "train", tmp_path)
+    np.testing.assert_array_equal(kept.labels_N, [0, 1, 0])
+    found = kept.take(slice(None))
+    shutil.rmtree(tmp_path / "work")
+    decoded = prepare(spec.model_copy(update={"storage": "decoded"}), "train", tmp_path)
+    np.testing.assert_array_equal(found, decoded.take(slice(None)))
 
 
 @pytest.mark.parametrize(

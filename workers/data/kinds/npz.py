@@ -172,7 +172,7 @@ def _arrays(path: Path) -> "dict[Split, tuple[str, str]]":
 
 
 def _way_to_uint8(kind: str) -> str:
-    """What to do about pictures of another dtype, by its kind."""
+    """Advice about pictures of another dtype, by its kind."""
     if kind == "f":
         return (
             ". Of values from 0 to 1 save numpy.round(images * 255).astype('uint8'); undo a normalisation by mean and "

@@ -126,7 +126,8 @@ class ParquetDataset(EncodedPictures):
         Raises:
             InvalidDataset: they cannot be told, or another file has others.
         """
-        from workers.data.table_columns import Features, LabelColumn
+        from workers.data.table_columns import LabelColumn
+        from workers.data.table_features import Features
 
         first = Features(tables["train"][0])
         image, label = first.image(self.image), first.label(self.label)

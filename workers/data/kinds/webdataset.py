@@ -10,7 +10,7 @@ from pydantic import Field
 from workers.data.class_names import check_class_names
 from workers.data.confinement import inside, root_folder
 from workers.data.kinds.base import Option, Source
-from workers.data.kinds.encoded import EncodedPictures
+from workers.data.kinds.encoded import EncodedFiles
 from workers.errors import InvalidDataset
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _NAME_FILES = ("classes.txt", "classnames.txt", "classes.json")
 _NAMES_MAX_BYTES = 16 << 20
 
 
-class WebDataset(EncodedPictures):
+class WebDataset(EncodedFiles):
     """Tar shards as the package ``webdataset`` writes them, read at random by an index of their headers.
 
     Samples are in the order of shards, then of the shard. A label is an integer or a name: the text of ``.cls``, or
@@ -44,7 +44,7 @@ class WebDataset(EncodedPictures):
         "`train-{000000..000127}.tar`; optionally `classes.txt` or `classes.json` beside them"
     }
     options: ClassVar[Mapping[str, Option]] = {
-        **EncodedPictures.options,
+        **EncodedFiles.options,
         "image": Option("Of tables: column of the pictures; of a webdataset: their extension.", "the only one"),
         "label": Option(
             "Of tables: column of the labels; of a webdataset: their extension, or their key in `.json`.",
@@ -110,7 +110,12 @@ class WebDataset(EncodedPictures):
         classes = _classes(shards["train"], names_file)
         rows = TarRows(shards[split], source.path)
         return EncodedRows(
-            labels_N=np.concatenate(_labels(shards[split], classes)), ids=rows.ids, place=rows.place, read=rows.read
+            labels_N=np.concatenate(_labels(shards[split], classes)),
+            ids=rows.ids,
+            place=rows.place,
+            read=rows.read,
+            files=rows.files,
+            spans_N2=rows.spans_N2,
         )
 
     def _shards(self, files: "Mapping[Split, Sequence[Path]]") -> "dict[Split, list[Shard]]":
