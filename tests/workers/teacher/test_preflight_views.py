@@ -22,6 +22,7 @@ from store import CacheReader, CacheSpec, CacheWriter
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits
 from workers.augmentation.apply import make_views
+from workers.augmentation.draw import draw
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import JobSpec, StudentSpec
 from workers.config.task import Folders
@@ -130,6 +131,44 @@ def test_the_logits_of_a_small_view_are_of_the_full_resampling_of_its_box(settin
         assert (thumbnails.argmax(axis=1) == setting.train.labels_N).mean() < 0.7
     accuracy = measure_teacher(setting.plan, setting.folders).accuracy
     assert (accuracy.test, accuracy.views) == (1.0, 1.0)
+
+
+CROPPED = PLAIN.model_copy(update={"size": (48, 48), "resize": 54, "interpolation": "bicubic"})
+
+
+def test_the_accuracy_of_a_teacher_that_crops_is_that_of_the_logits_that_are_trained_on(setting: Setting) -> None:
+    """Where the students' views are a sixth of its input, and were what it was given, enlarged."""
+    plan = setting.filled(setting.job_with(WHOLE, CROPPED))
+    teacher = Teacher(setting.job.teacher.path, CROPPED, threads=1, device="cpu")
+    accuracy = measure_teacher(plan, setting.folders).accuracy
+    assert (accuracy.test, accuracy.views) == (1.0, 1.0)
+    kept = CacheReader(setting.folders.caches, plan.train_cache).logits(1)
+    images_NHWC, drawn = setting.train.take(slice(None)), draw(WHOLE, 0, 1, np.arange(SAMPLES), SIDE, SIDE)
+    boxes = [
+        Image.fromarray(np.ascontiguousarray(image[:, ::-1] if flip else image)).resize(
+            (48, 48), Image.Resampling.BICUBIC
+        )
+        for image, flip in zip(images_NHWC, drawn.flip, strict=True)
+    ]
+    as_they_are = Teacher(setting.job.teacher.path, PLAIN.model_copy(update={"size": None}), threads=1, device="cpu")
+    np.testing.assert_array_equal(kept, as_they_are.logits(np.stack(boxes)).astype(np.float16))
+    enlarged = teacher.logits(make_views(torch.from_numpy(images_NHWC), WHOLE, 0, 1, np.arange(SAMPLES)))
+    assert (enlarged.argmax(axis=1) == setting.train.labels_N).mean() < 0.7
+    cropped = [
+        Image.fromarray(each).resize((54, 54), Image.Resampling.BICUBIC).crop((3, 3, 51, 51))
+        for each in setting.test.take(slice(None))
+    ]
+    on_test = CacheReader(setting.folders.caches, plan.test_cache).logits(0)
+    np.testing.assert_array_equal(on_test, as_they_are.logits(np.stack(cropped)).astype(np.float16))
+
+
+def test_recheck_and_parity_make_the_views_of_a_teacher_that_crops(setting: Setting) -> None:
+    plan = setting.filled(setting.job_with(ResizedCrop(size=(8, 8), scale=(0.5, 1.0)), CROPPED))
+    folders, key = setting.folders, plan.train_cache.key
+    folders.teachers.mkdir(exist_ok=True)
+    shutil.copy(setting.job.teacher.path, folders.teachers / f"{plan.train_cache.teacher_sha256}.onnx")
+    assert recheck_rows(folders.data_dir, key, rows=40).ok
+    assert check_parity(folders.data_dir, key, parse_method("kd"), student="cnn_s", steps=2).ok
 
 
 def test_without_a_size_the_teacher_gets_boxes_as_large_as_the_pictures_it_was_measured_on(
