@@ -51,7 +51,8 @@ def _luma(x: Wide) -> Wide:
 
 
 def _blend(first: Wide, second: Wide, factor: int) -> Wide:
-    return np.clip((first * (FRACTION - factor) + second * factor) >> FRACTION_BITS, 0, 255)
+    mixed: Wide = (first * (FRACTION - factor) + second * factor) >> FRACTION_BITS
+    return mixed.clip(0, 255)
 
 
 def _moved(view_HWC: Picture, kind: Kind, amount: int, cosine: int) -> Picture:

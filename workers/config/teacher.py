@@ -66,7 +66,7 @@ class Preprocessing(Spec):
             return self
         if isinstance(self.resize, int):
             # The other side is longer, by how much the pictures tell.
-            sides, wanted = (self.resize,), (min(self.size),)
+            sides, wanted = (self.resize, self.resize), (min(self.size), 1)
         else:
             sides, wanted = self.resize, self.size
         if any(have < need for have, need in zip(sides, wanted, strict=True)):
