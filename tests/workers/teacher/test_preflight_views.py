@@ -25,6 +25,7 @@ from workers.augmentation.apply import make_views
 from workers.augmentation.draw import draw
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import JobSpec, StudentSpec
+from workers.config.operations import ColorJitter, RandAugment, RandomErasing
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, teacher_augmentation
@@ -36,6 +37,7 @@ from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
+from workers.spec import Spec
 from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
@@ -197,22 +199,29 @@ def test_both_networks_see_the_same_boxes() -> None:
     assert len(torch.unique(small[:, 0, 0], dim=0)) > 100
 
 
-def test_a_batch_holds_the_students_view_and_the_live_teachers_logits_of_its_box(setting: Setting) -> None:
-    recipe = ResizedCrop(size=(SMALL_SIDE, SMALL_SIDE), scale=(0.5, 1.0))
+@pytest.mark.parametrize(
+    "operations",
+    [{}, {"rand_augment": RandAugment(), "color_jitter": ColorJitter(), "random_erasing": RandomErasing()}],
+    ids=["plain", "operations"],
+)
+def test_a_batch_holds_the_students_views_and_the_live_teachers_logits_of_their_boxes(
+    operations: dict[str, Spec], setting: Setting
+) -> None:
+    recipe = ResizedCrop(size=(SMALL_SIDE, SMALL_SIDE), scale=(0.5, 1.0), **operations)
     plan = setting.filled(setting.job_with(recipe))
     seen = teacher_augmentation(recipe, PLAIN.size, SIDE, SIDE)
     of_job = Views(augmentation=recipe, count=2)
     reader = CacheReader(setting.folders.caches, plan.train_cache)
-    feed = TrainingFeed(setting.train, of_job, reader, 64, 0, torch.device("cpu"))
+    feed = TrainingFeed(setting.train, of_job, reader, 64, 0, torch.device("cpu"), views_per_step=2)
     for epoch in range(2):
         for batch in feed.epoch(epoch):
-            (both,) = batch.views
-            rows_B = batch.rows.numpy()
-            plain = torch.from_numpy(setting.train.take(rows_B))
-            assert torch.equal(both.images, make_views(plain, recipe, 0, epoch, rows_B))
-            live = setting.teacher.logits(make_views(plain, seen, 0, epoch, rows_B))
-            assert both.teacher_logits is not None
-            np.testing.assert_array_equal(both.teacher_logits.numpy(), live.astype(np.float16))
+            for view, both in zip((epoch, 1 - epoch), batch.views, strict=True):
+                rows_B = batch.rows.numpy()
+                plain = torch.from_numpy(setting.train.take(rows_B))
+                assert torch.equal(both.images, make_views(plain, recipe, 0, view, rows_B))
+                live = setting.teacher.logits(make_views(plain, seen, 0, view, rows_B))
+                assert both.teacher_logits is not None
+                np.testing.assert_array_equal(both.teacher_logits.numpy(), live.astype(np.float16))
 
 
 def test_the_cache_agrees_with_the_live_teacher_by_its_key_alone(setting: Setting, tmp_path: Path) -> None:
@@ -360,6 +369,10 @@ def sees_sides(folder: Path) -> Teacher:
     ("recipe", "says"),
     [
         (CropFlip(pad=2), ("moved by up to 2 pixels", "mirrored", "a smaller `pad`")),
+        (
+            CropFlip(pad=2, random_erasing=RandomErasing()),
+            ("by up to 2 pixels", "changed by random_erasing", "a smaller `pad`, or less of random_erasing"),
+        ),
         (
             ResizedCrop(size=(32, 32), scale=(0.9, 1.0)),
             ("90% to 100% of the 32 x 32", "made 32 x 32", "`scale`"),

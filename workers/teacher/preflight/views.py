@@ -72,6 +72,9 @@ def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, w
             less = "a larger first value of `scale`"
         case CropFlip():
             what, less = f"Each is moved by up to {recipe.pad} pixels, black beyond the edge", "a smaller `pad`"
+    changes = [name for name in ("color_jitter", "rand_augment", "random_erasing") if getattr(recipe, name) is not None]
+    if changes:
+        what, less = f"{what}, and changed by {' and '.join(changes)}", f"{less}, or less of {' and '.join(changes)},"
     if not recipe.flip:
         return f"{what}: {less} makes them easier"
     return f'{what}, and half of them are mirrored: {less}, or `"flip": false`, makes them easier'
