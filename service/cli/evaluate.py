@@ -12,9 +12,9 @@ from rich.text import Text
 from service.cli import render
 from service.cli.base import BadInput, CommandFailed, parse_json, session
 from service.cli.follow import follow
+from service.cli.resources import preprocessing_of
 from service.client.client import Client
 from service.client.transport import Document
-from workers.text_files import read_text
 
 _FIGURES = ("top1", "top5", "nll", "ece")
 
@@ -29,8 +29,10 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="RUN_ID|FILE.onnx", help="A finished run, or a file.")],
     dataset: Annotated[str, typer.Option(help='A registered name, or JSON: {"kind": "folder", ...}.')],
     preprocessing: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="JSON of a file's preprocessing; a run has its own."),
+        str | None,
+        typer.Option(
+            metavar="JSON|FILE|NAME", help="A file's preprocessing, as of `teachers upload`; a run has its own."
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Output of a file that holds the logits.")] = None,
     holdout: Annotated[
@@ -63,13 +65,13 @@ def evaluate(
     options.show(document, lambda: _page(document))
 
 
-def _model(client: Client, model: str, preprocessing: Path | None, output: str | None) -> Document:
+def _model(client: Client, model: str, preprocessing: str | None, output: str | None) -> Document:
     """The model as a teacher of the service: a run's student with its own preprocessing, or a file."""
     if not model.startswith("run_"):
         path = Path(model)
         if not path.is_file():
             raise BadInput(f"{model!r} is neither a file nor an id of a run (run_...)")
-        given = None if preprocessing is None else parse_json(read_text(preprocessing), str(preprocessing))
+        given = None if preprocessing is None else preprocessing_of(preprocessing)
         return client.upload_teacher(path, preprocessing=given, output=output)
     if preprocessing is not None or output is not None:
         raise BadInput(f"{model} has a preprocessing and an output of its own: leave --preprocessing and --output out")

@@ -11,6 +11,7 @@ from service.cli.base import BadInput, parse_json, read_json, session
 from service.cli.dataset_fields import EPILOG, KIND_HELP, with_dataset_fields
 from service.cli.deletions import DryRun, show_preview
 from service.client.transport import Document
+from workers.config.published_preprocessing import NAMED
 
 PANEL = "What jobs are made of"
 _DIGITS_SHOWN = 12
@@ -60,15 +61,16 @@ def upload_teacher(
     preprocessing: Annotated[
         str | None,
         typer.Option(
-            metavar="JSON|FILE",
-            help='How pictures are prepared: {"size": [32, 32], "mean": [...], "std": [...]}.',
+            metavar="JSON|FILE|NAME",
+            help='How pictures are prepared: {"size": [32, 32], "mean": [...], "std": [...]}, imagenet, or the file '
+            "config.json of timm or preprocessor_config.json of Hugging Face.",
         ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Which output holds the logits, if there are several.")] = None,
 ) -> None:
     """Upload a teacher; the same file again is the same teacher."""
     options = session(context)
-    given = None if preprocessing is None else _object(preprocessing, "--preprocessing")
+    given = None if preprocessing is None else preprocessing_of(preprocessing)
     with options.client() as client:
         teacher = client.upload_teacher(file, name=name, preprocessing=given, output=output)
     options.show(teacher, lambda: Text(teacher["id"]))
@@ -179,11 +181,13 @@ def students(context: typer.Context) -> None:
     options.show(found, lambda: render.table(headers, rows))
 
 
-def _object(text: str, option: str) -> Document:
-    """JSON object that is given in the command line itself, or as the name of its file."""
+def preprocessing_of(text: str) -> Document | str:
+    """Preprocessing that is given in the command line itself, as the name of its file, or by its name."""
     if text.lstrip().startswith("{"):
-        return parse_json(text, option)
+        return parse_json(text, "--preprocessing")
     path = Path(text)
-    if not path.is_file():
-        raise BadInput(f"{option} {text!r} is neither a JSON object nor a file")
-    return read_json(path)
+    if path.is_file():
+        return read_json(path)
+    if text not in NAMED:
+        raise BadInput(f"--preprocessing {text!r} is neither a JSON object nor a file nor a name ({', '.join(NAMED)})")
+    return text

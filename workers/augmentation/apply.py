@@ -3,13 +3,13 @@
 The drawn boxes are cut out of uint8 pictures with integer arithmetic only. So every student, every machine, every
 batch size and order, and CPU and CUDA see the same bytes, and nothing about the augmentation has to be stored.
 
-Not done here: colour changes (they need floating point on every device), mixing of samples,
-or smoothing before shrinking: a picture made smaller than half skips pixels, so prepare datasets
-near the size at which they are used.
+Operations on the colours and the like follow (``operations``). Not done here: mixing of samples, or smoothing before
+shrinking: a picture made smaller than half skips pixels, so prepare datasets near the size at which they are used.
 
 Legend: B samples of a batch, H x W pixels in, h x w pixels out, C channels, r = w * C values of an output row.
 """
 
+import math
 from functools import cache
 
 import numpy as np
@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.augmentation.draw import ViewParameters, draw
+from workers.augmentation.draw import BOX_ROWS, ViewParameters, draw
+from workers.augmentation.draw_operations import steps_of
+from workers.augmentation.operations import apply_steps, erase
 from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.errors import InvalidDataset
@@ -47,25 +49,48 @@ def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters)
     return apply_table(images_BHWC, recipe, torch.from_numpy(parameters.table()).to(images_BHWC.device))
 
 
-def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_5B: Tensor) -> Tensor:
+def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor) -> Tensor:
     """Make the views from a ``ViewParameters.table`` on the pictures' device: nothing is copied from the host.
 
     Raises:
         InvalidDataset, ValueError: as ``apply``.
     """
     _check_images(images_BHWC)
-    if parameters_5B.shape[1] != len(images_BHWC):
-        raise ValueError(f"{len(images_BHWC)} pictures with parameters of {parameters_5B.shape[1]}")
+    if parameters_PB.shape[1] != len(images_BHWC):
+        raise ValueError(f"{len(images_BHWC)} pictures with parameters of {parameters_PB.shape[1]}")
     if not len(images_BHWC):
         return images_BHWC.new_empty((0, *output_size(recipe, *images_BHWC.shape[1:3]), images_BHWC.shape[3]))
     match recipe:
         case NoAugmentation():
             return images_BHWC
         case CropFlip():
-            return _crop_flip(images_BHWC, recipe.pad, parameters_5B)
+            views = _crop_flip(images_BHWC, recipe.pad, parameters_PB[:BOX_ROWS])
         case ResizedCrop():
             size = output_size(recipe, images_BHWC.shape[1], images_BHWC.shape[2])
-            return _resample(images_BHWC, size, parameters_5B)
+            views = _resample(images_BHWC, size, parameters_PB[:BOX_ROWS])
+    return finish(views, recipe, parameters_PB)
+
+
+def finish(views_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor) -> Tensor:
+    """Do a recipe's operations to views that were cut out: uint8 [B, h, w, C] -> the same shape; perhaps in place."""
+    rows_RB = parameters_PB[BOX_ROWS:]
+    if isinstance(recipe, NoAugmentation) or not len(rows_RB):
+        return views_BHWC
+    steps, erasing = steps_of(recipe), recipe.random_erasing
+    magnitude = 0 if recipe.rand_augment is None else recipe.rand_augment.magnitude
+    for part in _parts(views_BHWC, math.prod(views_BHWC.shape[1:])):
+        made = apply_steps(views_BHWC[part], steps, rows_RB[:, part], magnitude=magnitude)
+        if erasing is not None:
+            made = erase(made, rows_RB[2 * len(steps) :, part], erasing.value)
+        views_BHWC[part] = made
+    return views_BHWC
+
+
+def _parts(images: Tensor, per_sample: int) -> list[slice]:
+    """Parts of a batch whose int32 intermediates, of so many elements for each sample, are not too large."""
+    limit = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_DEVICE
+    step = max(1, limit // per_sample)
+    return [slice(start, start + step) for start in range(0, len(images), step)]
 
 
 def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
@@ -153,12 +178,8 @@ def _mirrored(x_w: Tensor, flip_B1: Tensor, width: int) -> Tensor:
 def _resample(images_BHWC: Tensor, size: tuple[int, int], parameters_5B: Tensor) -> Tensor:
     """Cut out each box, resize it to ``size`` and mirror it, part by part to bound the memory."""
     batch, _, width, channels = images_BHWC.shape
-    per_sample = size[0] * max(size[1], width) * channels
-    limit = _CHUNK_CPU if images_BHWC.device.type == "cpu" else _CHUNK_DEVICE
-    step = max(1, limit // per_sample)
     result = images_BHWC.new_empty((batch, *size, channels))
-    for start in range(0, batch, step):
-        part = slice(start, start + step)
+    for part in _parts(images_BHWC, size[0] * max(size[1], width) * channels):
         result[part] = _bilinear(images_BHWC[part], size, parameters_5B[:, part])
     return result
 

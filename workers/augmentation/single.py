@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.counter_rng import Ints
-from workers.augmentation.draw import ViewParameters, draw
+from workers.augmentation.draw import BOX_ROWS, ViewParameters, draw
+from workers.augmentation.draw_operations import Kind, steps_of
+from workers.augmentation.single_operations import apply_step, erase_single
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+from workers.spec import Size
 
 Picture = NDArray[np.uint8]
 
@@ -34,19 +37,41 @@ def make_view(image_HWC: Picture, recipe: Augmentation, seed: int, view: int, *,
 
 def apply_single(image_HWC: Picture, recipe: Augmentation, parameters: ViewParameters) -> Picture:
     """Make the view that was drawn, uint8 [h, w, C], as ``apply.apply`` does; ``parameters`` are of one sample."""
-    top, left, height, width, flip = parameters.table()[:, 0].tolist()
     match recipe:
         case NoAugmentation():
             return image_HWC
         case CropFlip(pad=pad):
-            padded = np.pad(image_HWC, ((pad, pad), (pad, pad), (0, 0)))
-            rows, columns = image_HWC.shape[:2]
-            cropped = padded[top + pad : top + pad + rows, left + pad : left + pad + columns]
-            return cropped[:, ::-1] if flip else cropped
+            view_HWC = _crop_flip(image_HWC, pad, parameters)
         case ResizedCrop():
-            box = image_HWC[top : top + height, left : left + width]
-            resampled = resize_single(box, *output_size(recipe, *image_HWC.shape[:2]))
-            return resampled[:, ::-1] if flip else resampled
+            view_HWC = _resized_crop(image_HWC, output_size(recipe, *image_HWC.shape[:2]), parameters)
+    return finish_single(view_HWC, recipe, parameters)
+
+
+def finish_single(view_HWC: Picture, recipe: Augmentation, parameters: ViewParameters) -> Picture:
+    """Do a recipe's operations to a view that was cut out, uint8 [h, w, C], as ``apply.finish`` does."""
+    if isinstance(recipe, NoAugmentation):
+        return view_HWC
+    rows_R, steps = parameters.operations[:, 0], steps_of(recipe)
+    magnitude = 0 if recipe.rand_augment is None else recipe.rand_augment.magnitude
+    for kind, amount in rows_R[: 2 * len(steps)].reshape(-1, 2).tolist():
+        view_HWC = apply_step(view_HWC, Kind(kind), amount, magnitude)
+    if recipe.random_erasing is None:
+        return view_HWC
+    return erase_single(view_HWC, rows_R[2 * len(steps) :], recipe.random_erasing.value)
+
+
+def _crop_flip(image_HWC: Picture, pad: int, parameters: ViewParameters) -> Picture:
+    top, left, _, _, flip = parameters.table()[:BOX_ROWS, 0].tolist()
+    padded = np.pad(image_HWC, ((pad, pad), (pad, pad), (0, 0)))
+    rows, columns = image_HWC.shape[:2]
+    cropped = padded[top + pad : top + pad + rows, left + pad : left + pad + columns]
+    return cropped[:, ::-1] if flip else cropped
+
+
+def _resized_crop(image_HWC: Picture, size: Size, parameters: ViewParameters) -> Picture:
+    top, left, height, width, flip = parameters.table()[:BOX_ROWS, 0].tolist()
+    resampled = resize_single(image_HWC[top : top + height, left : left + width], *size)
+    return resampled[:, ::-1] if flip else resampled
 
 
 def resize_single(image_HWC: Picture, height: int, width: int) -> Picture:

@@ -5,17 +5,28 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.spec import AtMost, Positive, Real, Size, Spec
+from workers.config.published_preprocessing import translated
+from workers.spec import AtMost, Positive, Real, Side, Size, Spec
 
 CHANNELS_MAX = 3
 
+# Of Pillow's ``Image.Resampling``, in lower case: all but ``nearest`` smooth where a picture becomes smaller.
+Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+
 
 class Preprocessing(Spec):
-    """Steps from picture to input: resize, order channels, ``x * scale``, ``(x - mean) / std``, lay out.
+    """Steps from picture to input: resize, crop, order channels, ``x * scale``, ``(x - mean) / std``, lay out.
+
+    A name, a timm ``config.json`` or a Hugging Face ``preprocessor_config.json`` is accepted for it and translated, see
+    ``published_preprocessing``.
 
     Attributes:
         size: (height, width) in pixels the network wants; None keeps the picture's own. Of a view, both mean the box
         of the dataset's picture resampled to that size, see ``teacher_augmentation``.
+        resize: what a plain picture is resized to, before ``size`` is cut out of its centre: pixels of its shorter
+        side, or (height, width) exactly. None resizes it to ``size``, and nothing is cut off.
+        interpolation: resize as Pillow does by this name. None is bilinear without smoothing, see
+        ``augmentation.apply.resize``; with ``resize`` it becomes ``bilinear``.
         mean: per channel, in units of the scaled picture (0..1 with the default scale).
         std: per channel, same unit, > 0.
         channels: order and number of the channels; grey pictures are repeated, colour ones turned
@@ -25,11 +36,45 @@ class Preprocessing(Spec):
     """
 
     size: Size | None = None
+    # Joined later, as ``Training.cuda_graph``.
+    resize: Side | Size | None = Field(None, exclude_if=lambda given: given is None)
+    interpolation: Interpolation | None = Field(None, exclude_if=lambda given: given is None)
     mean: Annotated[tuple[Real, ...], AtMost(CHANNELS_MAX)] = (0.485, 0.456, 0.406)
     std: Annotated[tuple[Positive, ...], AtMost(CHANNELS_MAX)] = (0.229, 0.224, 0.225)
     channels: Literal["rgb", "bgr", "gray"] = "rgb"
     layout: Literal["nchw", "nhwc"] = "nchw"
     scale: Positive = 1 / 255
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translated(cls, data: object) -> object:
+        data = translated(data)
+        if isinstance(data, dict) and data.get("resize") is not None:
+            return {**data, "interpolation": data.get("interpolation") or "bilinear"}
+        return data
+
+    @model_validator(mode="after")
+    def _can_be_cropped(self) -> Self:
+        if self.size is None:
+            given = [name for name in ("resize", "interpolation") if getattr(self, name) is not None]
+            if given:
+                raise ValueError(
+                    f"{' and '.join(given)} without size: give `size`, [height, width] of what the network takes"
+                )
+            return self
+        if self.resize is None:
+            return self
+        if isinstance(self.resize, int):
+            # The other side is longer, by how much the pictures tell.
+            sides, wanted = (self.resize, self.resize), (min(self.size), 1)
+        else:
+            sides, wanted = self.resize, self.size
+        if any(have < need for have, need in zip(sides, wanted, strict=True)):
+            raise ValueError(
+                f"resize is {self.resize}, less than size {list(self.size)} that is to be cut out of it: "
+                "make resize as large, or leave it out to resize to `size`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Self:

@@ -4,7 +4,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workers.config.operations import ColorJitter, RandAugment, RandomErasing, check_ordered
 from workers.spec import Flag, Positive, Seed, Size, Spec
+
+# Of a random half of the views; ``alternate``: of a random half of the samples in view 0, and of the others in view 1,
+# and so on, so that two views show both sides of each (Keller Jordan 2024, arXiv:2404.00498).
+Flip = Flag | Literal["alternate"]
 
 
 class NoAugmentation(Spec):
@@ -13,15 +18,28 @@ class NoAugmentation(Spec):
     recipe: Literal["none"] = "none"
 
 
-class CropFlip(Spec):
+class _WithOperations(Spec):
+    """Operations that follow the cut of a box, in this order; each network has them at the size of its own view.
+
+    Attributes:
+        color_jitter, rand_augment, random_erasing: None leaves it out.
+    """
+
+    # Joined later, as ``Training.cuda_graph``.
+    color_jitter: ColorJitter | None = Field(None, exclude_if=lambda given: given is None)
+    rand_augment: RandAugment | None = Field(None, exclude_if=lambda given: given is None)
+    random_erasing: RandomErasing | None = Field(None, exclude_if=lambda given: given is None)
+
+
+class CropFlip(_WithOperations):
     """Zero-pad by ``pad`` pixels, crop the old size at a random place, mirror every second one."""
 
     recipe: Literal["crop_flip"] = "crop_flip"
     pad: Annotated[int, Field(strict=True, ge=0, le=64)] = 4
-    flip: Flag = True
+    flip: Flip = True
 
 
-class ResizedCrop(Spec):
+class ResizedCrop(_WithOperations):
     """Crop a random area of random aspect ratio, resize it to ``size``, mirror every second one.
 
     Attributes:
@@ -35,13 +53,11 @@ class ResizedCrop(Spec):
     size: Size | None = None
     scale: tuple[Positive, Annotated[float, Field(strict=True, gt=0.0, le=1.0)]] = (0.08, 1.0)
     ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    flip: Flag = True
+    flip: Flip = True
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
-            if low > high:
-                raise ValueError(f"{name} is ({low}, {high}); the first must not exceed the second")
+        check_ordered(scale=self.scale, ratio=self.ratio)
         return self
 
 
@@ -61,8 +77,8 @@ def teacher_augmentation(recipe: Augmentation, size: Size | None, height: int, w
     A box and its mirroring do not depend on the size of the view, so each network gets its own resampling of one box:
     the teacher is not given the student's view made larger, or smaller, once more. Where the view has the teacher's
     size anyway, and where boxes are not resampled (``none``, ``crop_flip``: views as large as the picture, which
-    ``Preprocessing`` resizes), this is ``recipe`` itself. It is what a cache is known by, so students of different
-    sizes share one.
+    ``Preprocessing`` resizes and crops), this is ``recipe`` itself. It is what a cache is known by, so students of
+    different sizes share one.
 
     Args:
         recipe: of the student's views.

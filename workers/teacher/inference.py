@@ -28,10 +28,10 @@ from pydantic import TypeAdapter
 
 from store import CacheWriter
 from store.documents import BlockRecord
-from workers.augmentation.apply import make_views
+from workers.augmentation.draw import draw
 from workers.config.task import InferenceTask
 from workers.config.teacher import TeacherSpec
-from workers.config.views import Augmentation, NoAugmentation
+from workers.config.views import Augmentation
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop, ignore, never
@@ -240,10 +240,9 @@ def _load(
     teacher: Teacher, dataset: Dataset, recipe: Augmentation, batch: _Batch, *, seed: int
 ) -> NDArray[np.floating]:
     """The teacher's input for a batch."""
-    images = torch.from_numpy(dataset.take(slice(batch.start, batch.stop)))
-    if not isinstance(recipe, NoAugmentation):
-        images = make_views(images, recipe, seed, batch.view, index_B=np.arange(batch.start, batch.stop))
-    return teacher.preprocess(images)
+    images, index_B = dataset.take(slice(batch.start, batch.stop)), np.arange(batch.start, batch.stop)
+    drawn = draw(recipe, seed, batch.view, index_B, height=dataset.height, width=dataset.width)
+    return teacher.preprocess_views(images, recipe, drawn)
 
 
 def _infer(teacher: Teacher, input_: NDArray[np.floating], batch_size: int, emit: Emit) -> NDArray[np.float32]:

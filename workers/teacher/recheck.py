@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
-from workers.augmentation.apply import make_views
+from workers.augmentation.draw import draw
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing
 from workers.config.views import Views
@@ -71,8 +70,8 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
     worst = largest = half_step = 0.0
     for view in np.unique(chosen // spec.samples):
         index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
-        pictures = torch.from_numpy(dataset.take(index))
-        fresh_BC = teacher.logits(make_views(pictures, recipe, spec.augmentation_seed, int(view), index_B=index))
+        drawn = draw(recipe, spec.augmentation_seed, int(view), index, height=dataset.height, width=dataset.width)
+        fresh_BC = teacher.run(teacher.preprocess_views(dataset.take(index), recipe, drawn))
         largest = max(largest, float(np.abs(fresh_BC).max()))
         statistics = {name: values_N[index] for name, values_N in reader.statistics(int(view)).items()}
         if isinstance(spec.encoding, SparseEncoding):

@@ -22,9 +22,11 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 
+from workers.augmentation.draw import ViewParameters
 from workers.config.teacher import Preprocessing
+from workers.config.views import Augmentation
 from workers.data.prepared import Dataset
-from workers.errors import InvalidTeacher, OutOfMemory
+from workers.errors import OutOfMemory
 from workers.onnx.check import check_onnx
 from workers.onnx.confined_session import AnySession
 from workers.onnx.session import CUDA_PROVIDER, VERSION
@@ -34,7 +36,7 @@ from workers.teacher.cuda_comparison import compare_with_cpu, pictures_to_compar
 from workers.teacher.preflight.check import check
 from workers.teacher.preflight.report import OutputKind, PreflightReport
 from workers.teacher.preflight.rows import ROWS
-from workers.teacher.preprocess import Images, preprocess
+from workers.teacher.preprocess import Images, fit, fit_views, network_input
 from workers.teacher.sessions import (
     Device,
     memory_limit,
@@ -113,7 +115,6 @@ class Teacher:
         self.batch = self.graph.batch
         self.rows_max: int | None = None
         self.classes = self.graph.classes
-        self._dtype = np.dtype(self.graph.inputs[0].dtype)
         opened = open_session(
             path,
             self.graph,
@@ -160,22 +161,20 @@ class Teacher:
         Raises:
             InvalidTeacher: the pictures do not have the size that the graph wants.
         """
-        return self._preprocess(images_BHWC, self.preprocessing)
+        return self._input(fit(torch.as_tensor(images_BHWC), self.preprocessing))
 
-    def _preprocess(self, images_BHWC: Images, preprocessing: Preprocessing) -> NDArray[np.floating]:
-        input_ = preprocess(images_BHWC, preprocessing, self._empty)
-        height, width = input_.shape[2:] if preprocessing.layout == "nchw" else input_.shape[1:3]
-        _, *wanted = self.graph.picture(preprocessing.layout)
-        if any(size not in (None, have) for size, have in zip(wanted, (height, width), strict=True)):
-            raise InvalidTeacher(
-                f"the pictures are {height}x{width} pixels (height x width), the teacher wants "
-                f"{'x'.join('?' if size is None else str(size) for size in wanted)}: set `size` in its preprocessing"
-            )
-        if input_.dtype == self._dtype:
-            return input_
-        converted = self._empty(input_.shape, self._dtype)
-        np.copyto(converted, input_, casting="same_kind")
-        return converted
+    def preprocess_views(
+        self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters
+    ) -> NDArray[np.floating]:
+        """The network's input for views of uint8 pictures [B, H, W, C], see ``preprocess.fit_views``.
+
+        Raises:
+            InvalidTeacher, InvalidDataset: as ``preprocess``; views cannot be made of the pictures.
+        """
+        return self._input(fit_views(torch.as_tensor(images_BHWC), recipe, parameters, self.preprocessing))
+
+    def _input(self, fitted_BHWC: torch.Tensor, preprocessing: Preprocessing | None = None) -> NDArray[np.floating]:
+        return network_input(fitted_BHWC, preprocessing or self.preprocessing, self.graph, self._empty)
 
     def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
         """An array for an input: where the session's process sees it, if it has one of its own."""
@@ -208,7 +207,14 @@ class Teacher:
         Raises:
             InvalidTeacher: the graph cannot compute it, or not within ``timeout_s`` seconds.
         """
-        return self._run(self._preprocess(images_BHWC, preprocessing or self.preprocessing), timeout_s)
+        fitted_BHWC = fit(torch.as_tensor(images_BHWC), preprocessing or self.preprocessing)
+        return self._run(self._input(fitted_BHWC, preprocessing), timeout_s)
+
+    def view_outputs(
+        self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters
+    ) -> NDArray[np.float32]:
+        """The graph's own output [B, N] for views of pictures, no log taken."""
+        return self._run(self.preprocess_views(images_BHWC, recipe, parameters))
 
     def run_preflight(self, dataset: Dataset, rows: int = ROWS, *, accept: bool = False) -> PreflightReport:
         """Run the preflight on ``rows`` labelled pictures or more; sets ``output_kind``. See ``preflight``.

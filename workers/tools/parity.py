@@ -32,6 +32,7 @@ from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
 from workers.augmentation.apply import to_input
+from workers.augmentation.draw import draw
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import Sgd, Training
@@ -117,9 +118,13 @@ def check_parity(
     beside_live, beside_rounded = _Differences(), _Differences()
     for done, batch in enumerate(islice(feed.epoch(epoch - 1), total), start=1):
         cached, live, rounded = [], [], []
-        for seen in batch.views:
+        plain, index_B = dataset.take(batch.rows.numpy()), batch.rows.numpy()
+        for place, seen in enumerate(batch.views):
             z_BC = trained.forward(seen.images)
-            live_BC = torch.from_numpy(teacher.logits(seen.images))
+            # Of the dataset's pictures: the teacher may resample a box in another way than students do.
+            view = plan.view(epoch - 1, place)
+            drawn = draw(plan.augmentation, plan.seed, view, index_B, height=dataset.height, width=dataset.width)
+            live_BC = torch.from_numpy(teacher.run(teacher.preprocess_views(plain, plan.augmentation, drawn)))
             statistics = row_statistics(live_BC.double())
             cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics))
             live.append(View(z_BC, live_BC, statistics))

@@ -64,7 +64,7 @@ class BatchInputs:
     Attributes:
         rows: which samples of the split these are, int64 [B], on the host.
         local_slice: which of the B rows have pictures here: all, unless several processes share the batch.
-        integers: int64 [2 + 5V, B]: row numbers, labels, and for each view ``ViewParameters.table``.
+        integers: int64 [2 + PV, B]: row numbers, labels, and for each view the P rows of ``ViewParameters.table``.
         statistics: float32 [V * S, B] of the teacher's logits, or None where no run needs a teacher.
         images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or one plain picture a sample; empty
             where the pictures are resident.

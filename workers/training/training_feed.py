@@ -227,7 +227,7 @@ class TrainingFeed:
                 plain = self._pictures.resident_NHWK.index_select(0, rows_B[local_slice])
             else:
                 (plain,) = inputs.images
-            drawn = [inputs.integers[first : first + 5, local_slice] for first in range(2, len(inputs.integers), 5)]
+            drawn = inputs.integers[2:, local_slice].chunk(self._views_per_step)
             images = tuple(apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
         mapped_logits = iter(inputs.logits)
         seen = []

@@ -2,17 +2,20 @@
 
 from typing import Literal
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from service.errors import Conflict
 from store.spec import CacheSpec
-from workers.augmentation.single import Picture, make_view, resize_single
+from workers.augmentation.draw import draw
+from workers.augmentation.resampling import fit_view
+from workers.augmentation.single import Picture, make_view
+from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, ResizedCrop
 from workers.spec import Size
 
 Network = Literal["teacher", "student"]
 _RECIPE: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
-_SIZE: TypeAdapter[Size | None] = TypeAdapter(Size | None)
 
 
 def view_pixels(
@@ -36,8 +39,9 @@ def view_pixels(
             f"size is for a student's views of the recipe resized_crop; this is the {network}'s view of the recipe "
             f"{recipe.recipe}, which has its own: leave size out"
         )
-    if network == "student" and is_resampled:
-        recipe = recipe.model_copy(update={"size": size})
-    made = make_view(pixels_HWC, recipe, spec.augmentation_seed, view, sample=row)
-    wanted = _SIZE.validate_python(spec.preprocessing.get("size")) if network == "teacher" else None
-    return made if wanted is None else resize_single(made, *wanted)
+    if network == "student":
+        seen = recipe.model_copy(update={"size": size}) if is_resampled else recipe
+        return make_view(pixels_HWC, seen, spec.augmentation_seed, view, sample=row)
+    height, width = pixels_HWC.shape[:2]
+    drawn = draw(recipe, spec.augmentation_seed, view, np.array([row]), height=height, width=width)
+    return fit_view(pixels_HWC, recipe, drawn, Preprocessing.model_validate(spec.preprocessing))

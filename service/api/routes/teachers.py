@@ -23,6 +23,7 @@ from service.db.ids import new_id
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
+from workers.config.published_preprocessing import NAMED
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.onnx import smoke_test, versions
 from workers.onnx.inspection import inspect_in_subprocess
@@ -82,7 +83,9 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
 
     The file must hold its weights itself and use standard operators only; it is checked before it is kept, and run on
     noise if ONNX Runtime is there. The same bytes with the same preprocessing and output give the teacher that is there
-    already.
+    already. `preprocessing` may be a name (`"imagenet"`), timm's `config.json` or Hugging Face's
+    `preprocessor_config.json`: the teacher's document shows the fields that it became, and a step that they cannot say
+    is refused by its name.
     """
     settings = ctx.settings
     # Below the reserve it looks through the caches for what can be freed.
@@ -155,6 +158,8 @@ def _name(given: str | None, sha256: str) -> str:
 def _preprocessing(text: str | None) -> Preprocessing:
     if text is None:
         return Preprocessing()
+    if text.strip() in NAMED:
+        return Preprocessing.model_validate(text.strip())
     try:
         preprocessing = Preprocessing.model_validate_json(text)
     except ValidationError as error:

@@ -45,7 +45,8 @@ class TeacherUpload(BaseModel):
     name: Name | None = None
     preprocessing: str | None = Field(
         None,
-        description="JSON of Preprocessing; ImageNet's mean and std by default",
+        description="JSON of Preprocessing, `imagenet`, timm's config.json or Hugging Face's preprocessor_config.json; "
+        "ImageNet's mean and std by default",
         examples=['{"size": [32, 32], "mean": [0.491, 0.482, 0.447], "std": [0.247, 0.243, 0.262]}'],
     )
     output: str | None = Field(None, description="which output holds the logits, if several could")

@@ -21,7 +21,7 @@ class ResourceRoutes:
         path: Path,
         *,
         name: str | None = None,
-        preprocessing: Mapping[str, object] | None = None,
+        preprocessing: Mapping[str, object] | str | None = None,
         output: str | None = None,
     ) -> documents.Teacher:
         """Upload an ONNX file, streamed from disk; the same file again gives the same teacher.
@@ -29,7 +29,8 @@ class ResourceRoutes:
         Args:
             path: the ONNX file.
             name: for people; the file's name by default.
-            preprocessing: how a picture becomes the network's input (size, mean, std, ...).
+            preprocessing: how a picture becomes the network's input (size, mean, std, ...); or a name, "imagenet", or
+                the document of timm's config.json or Hugging Face's preprocessor_config.json.
             output: which output holds the logits; needed when there are several.
         """
         fields = {"name": name or path.stem}

@@ -149,6 +149,10 @@ async def teacher(api: ViewerApi, teacher_id: str) -> None:
 
 def _preprocessing(given: Document) -> str:
     resized = f"resized to {given['size']}" if given.get("size") else "not resized"
+    if given.get("resize"):
+        resized = f"resized to {given['resize']}, {given['size']} cut out of the centre"
+    if given.get("interpolation"):
+        resized = f"{resized} ({given['interpolation']})"
     return f"mean {given['mean']}, std {given['std']}, {given['channels']}, {given['layout']}, {resized}"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import json
 import socket
 import threading
 import time
@@ -64,6 +65,23 @@ def test_an_upload_is_kept_under_its_digest_and_described(api: Api) -> None:
     assert left(api) == [f"{teacher['sha256']}.onnx"]
     assert api.client.delete(f"/v1/teachers/{other['id']}").status_code == 204
     assert nothing_left(api)
+
+
+def test_a_preprocessing_of_timm_is_shown_as_what_it_became(api: Api) -> None:
+    published = '{"input_size": [1, 8, 8], "crop_pct": 0.8, "interpolation": "bicubic", "mean": [0.1], "std": [0.2]}'
+    shown = api.upload(preprocessing=published).json()
+    assert shown["preprocessing"] == {
+        "size": [8, 8],
+        "resize": 10,
+        "interpolation": "bicubic",
+        "mean": [0.1],
+        "std": [0.2],
+        "channels": "gray",
+        "layout": "nchw",
+        "scale": 1 / 255,
+    }
+    same = api.upload(preprocessing=json.dumps(shown["preprocessing"]))
+    assert (same.status_code, same.json()["id"]) == (200, shown["id"])
 
 
 def test_a_teacher_is_tried_at_its_upload_where_that_is_possible(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +183,15 @@ def test_a_bad_file_is_refused_and_leaves_nothing(api: Api, content: bytes, word
         ),
         ({"preprocessing": '{"men": [1]}'}, "unknown-name", "Did you mean 'mean'"),
         ({"preprocessing": "{}"}, "invalid-teacher", "3 channels"),
+        ({"preprocessing": "imagenet"}, "invalid-teacher", "3 channels"),
+        ({"preprocessing": '"imagenet"'}, "invalid-teacher", "3 channels"),
+        ({"preprocessing": '"imagnet"'}, "unknown-name", "Did you mean 'imagenet'"),
+        (
+            {"preprocessing": '{"input_size": [1, 8, 8], "crop_mode": "border"}'},
+            "invalid-request",
+            "crop_mode 'border'",
+        ),
+        ({"preprocessing": '{"do_resize": true, "do_pad": true}'}, "invalid-request", "do_pad = True"),
         ({"preprocessing": GRAY, "output": "logit"}, "invalid-teacher", "logits"),
         ({"preprocessing": GRAY, "name": "a\nb"}, "invalid-request", "name"),
         ({"preprocessing": GRAY, "nmae": "a"}, "unknown-name", "Did you mean 'name'"),

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from service.db.ids import new_id
@@ -14,11 +15,15 @@ from store import CacheWriter
 from tests.support.service_helpers import Api
 from tests.support.store_cases import make_spec
 from workers.augmentation.apply import make_views
+from workers.augmentation.draw import draw
+from workers.config.operations import RandAugment
+from workers.config.teacher import Preprocessing
 from workers.config.views import CropFlip, ResizedCrop
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
+from workers.teacher.preprocess import fit_views
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -130,6 +135,25 @@ def test_views_are_those_that_the_networks_were_given(shared_api: Api, recipe: C
         assert (refused.status_code, "crop_flip" in json.dumps(refused.json())) == (409, True)
     assert "immutable" in shown.headers["cache-control"]
     assert shared_api.client.get(path, params={"view": "3"}).status_code == 404
+
+
+def test_a_view_of_a_teacher_that_crops_is_shown_as_it_was_given(shared_api: Api) -> None:
+    train = decode(shared_api, DigitsDataset(train_per_class=2), "train")
+    given = Preprocessing(
+        size=(12, 9), resize=(15, 14), interpolation="bicubic", channels="gray", mean=(0.0,), std=(1.0,)
+    )
+    recipe = CropFlip(pad=2, rand_augment=RandAugment())
+    spec = make_spec(
+        dataset_fingerprint=train.fingerprint,
+        samples=20,
+        augmentation=recipe.model_dump(mode="json"),
+        preprocessing=given.model_dump(mode="json"),
+    )
+    CacheWriter(shared_api.settings.caches_dir, spec)
+    shown = pixels(shared_api.client.get(f"/v1/caches/{spec.key}/views/7.png").content)
+    drawn = draw(recipe, spec.augmentation_seed, 0, np.array([7]), height=8, width=8)
+    expected = fit_views(torch.from_numpy(train.take(slice(7, 8))), recipe, drawn, given)[0].numpy()
+    np.testing.assert_array_equal(shown.reshape(12, 9, -1), expected)
 
 
 def make_views_of(train: Dataset, recipe: CropFlip | ResizedCrop, row: int) -> np.ndarray:

@@ -429,6 +429,12 @@ def test_teachers_can_be_uploaded_listed_and_deleted(cli: Retort, tmp_path: Path
     status, _, err = cli("teachers", "upload", tmp_path / "t.onnx", "--preprocessing", "grey")
     assert status == 1
     assert "'grey' is neither a JSON object nor a file" in err
+    # Of timm and by name: this teacher takes one channel.
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"input_size": [3, 8, 8], "crop_pct": 0.8}}')
+    for given in (tmp_path / "config.json", "imagenet"):
+        status, _, err = cli("teachers", "upload", tmp_path / "t.onnx", "--preprocessing", given)
+        assert status == 1
+        assert "the preprocessing makes 3 channels" in err
 
 
 def test_datasets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> None:

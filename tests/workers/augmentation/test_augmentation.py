@@ -13,7 +13,8 @@ from torchvision.transforms import RandomResizedCrop
 
 from store.counter_rng import below, hash_words, unit
 from workers.augmentation.apply import _mirror_all, _mirror_some, apply, make_views, resize
-from workers.augmentation.draw import ViewParameters, _exp, _log, draw
+from workers.augmentation.draw import ViewParameters, draw
+from workers.augmentation.draw_boxes import _exp, _log
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.errors import InvalidDataset
 
@@ -315,7 +316,7 @@ def test_resized_crop_boxes_lie_inside_the_picture(height: int, width: int) -> N
 def test_impossible_boxes_fall_back_to_the_centre(
     ratio: tuple[float, float], box: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.augmentation.draw._TRIES", 0)
+    monkeypatch.setattr("workers.augmentation.draw_boxes._TRIES", 0)
     drawn = rows(draw(ResizedCrop(ratio=ratio), 0, 0, np.arange(20), 32, 32))
     assert {row[:4] for row in drawn} == {box}
 

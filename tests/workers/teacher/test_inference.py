@@ -422,8 +422,8 @@ def test_the_next_batch_is_loaded_while_one_is_inferred(
             second.set()
         return original(*args)
 
-    original = teacher.preprocess
-    monkeypatch.setattr(teacher, "preprocess", load)
+    original = teacher.preprocess_views
+    monkeypatch.setattr(teacher, "preprocess_views", load)
     monkeypatch.setattr(teacher, "run", behind(teacher.run, second))
     assert infer_blocks(teacher, dataset, cache(tmp_path), [2], batch_size=200) == 808
 
@@ -435,18 +435,18 @@ def test_load_threads_work_at_once_each_on_one_core_and_only_so_far_ahead(
     loads: list[int] = []
     begun_at_first_run: list[int] = []
 
-    def load(images: torch.Tensor) -> NDArray[np.floating]:
+    def load(*args: object) -> NDArray[np.floating]:
         loads.append(torch.get_num_threads())
         if len(loads) <= 3:
             together.wait()
-        return preprocess(images)
+        return preprocess(*args)
 
     def infer(*args: object) -> NDArray[np.float32]:
         begun_at_first_run.append(len(loads))
         return run(*args)
 
-    preprocess, run = teacher.preprocess, teacher.run
-    monkeypatch.setattr(teacher, "preprocess", load)
+    preprocess, run = teacher.preprocess_views, teacher.run
+    monkeypatch.setattr(teacher, "preprocess_views", load)
     monkeypatch.setattr(teacher, "run", infer)
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -22,8 +22,10 @@ from store import CacheReader, CacheSpec, CacheWriter
 from tests.support import onnx_models
 from tests.support.digits import SMALL, Digits
 from workers.augmentation.apply import make_views
+from workers.augmentation.draw import draw
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import JobSpec, StudentSpec
+from workers.config.operations import ColorJitter, RandAugment, RandomErasing
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, teacher_augmentation
@@ -35,6 +37,7 @@ from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
+from workers.spec import Spec
 from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
@@ -132,6 +135,44 @@ def test_the_logits_of_a_small_view_are_of_the_full_resampling_of_its_box(settin
     assert (accuracy.test, accuracy.views) == (1.0, 1.0)
 
 
+CROPPED = PLAIN.model_copy(update={"size": (48, 48), "resize": 54, "interpolation": "bicubic"})
+
+
+def test_the_accuracy_of_a_teacher_that_crops_is_that_of_the_logits_that_are_trained_on(setting: Setting) -> None:
+    """Where the students' views are a sixth of its input, and were what it was given, enlarged."""
+    plan = setting.filled(setting.job_with(WHOLE, CROPPED))
+    teacher = Teacher(setting.job.teacher.path, CROPPED, threads=1, device="cpu")
+    accuracy = measure_teacher(plan, setting.folders).accuracy
+    assert (accuracy.test, accuracy.views) == (1.0, 1.0)
+    kept = CacheReader(setting.folders.caches, plan.train_cache).logits(1)
+    images_NHWC, drawn = setting.train.take(slice(None)), draw(WHOLE, 0, 1, np.arange(SAMPLES), SIDE, SIDE)
+    boxes = [
+        Image.fromarray(np.ascontiguousarray(image[:, ::-1] if flip else image)).resize(
+            (48, 48), Image.Resampling.BICUBIC
+        )
+        for image, flip in zip(images_NHWC, drawn.flip, strict=True)
+    ]
+    as_they_are = Teacher(setting.job.teacher.path, PLAIN.model_copy(update={"size": None}), threads=1, device="cpu")
+    np.testing.assert_array_equal(kept, as_they_are.logits(np.stack(boxes)).astype(np.float16))
+    enlarged = teacher.logits(make_views(torch.from_numpy(images_NHWC), WHOLE, 0, 1, np.arange(SAMPLES)))
+    assert (enlarged.argmax(axis=1) == setting.train.labels_N).mean() < 0.7
+    cropped = [
+        Image.fromarray(each).resize((54, 54), Image.Resampling.BICUBIC).crop((3, 3, 51, 51))
+        for each in setting.test.take(slice(None))
+    ]
+    on_test = CacheReader(setting.folders.caches, plan.test_cache).logits(0)
+    np.testing.assert_array_equal(on_test, as_they_are.logits(np.stack(cropped)).astype(np.float16))
+
+
+def test_recheck_and_parity_make_the_views_of_a_teacher_that_crops(setting: Setting) -> None:
+    plan = setting.filled(setting.job_with(ResizedCrop(size=(8, 8), scale=(0.5, 1.0)), CROPPED))
+    folders, key = setting.folders, plan.train_cache.key
+    folders.teachers.mkdir(exist_ok=True)
+    shutil.copy(setting.job.teacher.path, folders.teachers / f"{plan.train_cache.teacher_sha256}.onnx")
+    assert recheck_rows(folders.data_dir, key, rows=40).ok
+    assert check_parity(folders.data_dir, key, parse_method("kd"), student="cnn_s", steps=2).ok
+
+
 def test_without_a_size_the_teacher_gets_boxes_as_large_as_the_pictures_it_was_measured_on(
     setting: Setting,
 ) -> None:
@@ -158,22 +199,29 @@ def test_both_networks_see_the_same_boxes() -> None:
     assert len(torch.unique(small[:, 0, 0], dim=0)) > 100
 
 
-def test_a_batch_holds_the_students_view_and_the_live_teachers_logits_of_its_box(setting: Setting) -> None:
-    recipe = ResizedCrop(size=(SMALL_SIDE, SMALL_SIDE), scale=(0.5, 1.0))
+@pytest.mark.parametrize(
+    "operations",
+    [{}, {"rand_augment": RandAugment(), "color_jitter": ColorJitter(), "random_erasing": RandomErasing()}],
+    ids=["plain", "operations"],
+)
+def test_a_batch_holds_the_students_views_and_the_live_teachers_logits_of_their_boxes(
+    operations: dict[str, Spec], setting: Setting
+) -> None:
+    recipe = ResizedCrop(size=(SMALL_SIDE, SMALL_SIDE), scale=(0.5, 1.0), **operations)
     plan = setting.filled(setting.job_with(recipe))
     seen = teacher_augmentation(recipe, PLAIN.size, SIDE, SIDE)
     of_job = Views(augmentation=recipe, count=2)
     reader = CacheReader(setting.folders.caches, plan.train_cache)
-    feed = TrainingFeed(setting.train, of_job, reader, 64, 0, torch.device("cpu"))
+    feed = TrainingFeed(setting.train, of_job, reader, 64, 0, torch.device("cpu"), views_per_step=2)
     for epoch in range(2):
         for batch in feed.epoch(epoch):
-            (both,) = batch.views
-            rows_B = batch.rows.numpy()
-            plain = torch.from_numpy(setting.train.take(rows_B))
-            assert torch.equal(both.images, make_views(plain, recipe, 0, epoch, rows_B))
-            live = setting.teacher.logits(make_views(plain, seen, 0, epoch, rows_B))
-            assert both.teacher_logits is not None
-            np.testing.assert_array_equal(both.teacher_logits.numpy(), live.astype(np.float16))
+            for view, both in zip((epoch, 1 - epoch), batch.views, strict=True):
+                rows_B = batch.rows.numpy()
+                plain = torch.from_numpy(setting.train.take(rows_B))
+                assert torch.equal(both.images, make_views(plain, recipe, 0, view, rows_B))
+                live = setting.teacher.logits(make_views(plain, seen, 0, view, rows_B))
+                assert both.teacher_logits is not None
+                np.testing.assert_array_equal(both.teacher_logits.numpy(), live.astype(np.float16))
 
 
 def test_the_cache_agrees_with_the_live_teacher_by_its_key_alone(setting: Setting, tmp_path: Path) -> None:
@@ -321,6 +369,10 @@ def sees_sides(folder: Path) -> Teacher:
     ("recipe", "says"),
     [
         (CropFlip(pad=2), ("moved by up to 2 pixels", "mirrored", "a smaller `pad`")),
+        (
+            CropFlip(pad=2, random_erasing=RandomErasing()),
+            ("by up to 2 pixels", "changed by random_erasing", "a smaller `pad`, or less of random_erasing"),
+        ),
         (
             ResizedCrop(size=(32, 32), scale=(0.9, 1.0)),
             ("90% to 100% of the 32 x 32", "made 32 x 32", "`scale`"),

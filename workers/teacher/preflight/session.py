@@ -5,7 +5,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.augmentation.draw import ViewParameters
 from workers.config.teacher import Preprocessing
+from workers.config.views import Augmentation
 from workers.onnx.teacher_graph import TeacherGraph
 
 Rows = NDArray[np.int64]
@@ -28,3 +30,6 @@ class TeacherSession(Protocol):
         self, images_BHWC: Images, preprocessing: Preprocessing | None = None, timeout_s: float | None = None
     ) -> Outputs:
         """The graph's own output [B, N] for uint8 pictures, no log taken."""
+
+    def view_outputs(self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters) -> Outputs:
+        """The graph's own output [B, N] for views of uint8 pictures, no log taken."""

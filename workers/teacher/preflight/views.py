@@ -1,9 +1,7 @@
 """Check of a teacher on training views: students learn from its logits of those."""
 
 import numpy as np
-import torch
 
-from workers.augmentation.apply import apply
 from workers.augmentation.draw import draw
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
 from workers.data.prepared import Dataset
@@ -43,8 +41,7 @@ def check_views(
             height=dataset.height,
             width=dataset.width,
         )
-        made = apply(torch.from_numpy(dataset.take(part)), views.augmentation, drawn)
-        outputs.append(teacher.outputs(made.numpy()))
+        outputs.append(teacher.view_outputs(dataset.take(part), views.augmentation, drawn))
         sides.append(np.stack([drawn.height, drawn.width]))
     outputs_RN = np.concatenate(outputs)
     check_finite(outputs_RN, index_R)
@@ -75,6 +72,9 @@ def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, w
             less = "a larger first value of `scale`"
         case CropFlip():
             what, less = f"Each is moved by up to {recipe.pad} pixels, black beyond the edge", "a smaller `pad`"
+    changes = [name for name in ("color_jitter", "rand_augment", "random_erasing") if getattr(recipe, name) is not None]
+    if changes:
+        what, less = f"{what}, and changed by {' and '.join(changes)}", f"{less}, or less of {' and '.join(changes)},"
     if not recipe.flip:
         return f"{what}: {less} makes them easier"
     return f'{what}, and half of them are mirrored: {less}, or `"flip": false`, makes them easier'
