@@ -9,6 +9,7 @@ from service.page.deletion import ask_and_delete
 from service.page.elements import (
     attempt,
     column,
+    confirm,
     empty_state,
     facts,
     local_time,
@@ -116,6 +117,8 @@ def _actions(api: ViewerApi, shown: Document) -> None:
             ui.notify("; ".join(found["problems"][:5]), type="negative", multi_line=True, timeout=15000)
 
     async def toggle_pin() -> None:
+        if shown["pinned"] and not await confirm("Unpin the cache?", "It may be evicted and deleted again.", "Unpin"):
+            return
         change = api.delete(f"{path}/pin") if shown["pinned"] else api.post(f"{path}/pin")
         if await attempt(change):
             ui.navigate.reload()
