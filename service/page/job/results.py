@@ -97,7 +97,8 @@ def _show(page: JobPage, report: Document) -> None:
         rows = group_rows(report, split)
         if rows:
             section_heading(f"{split.capitalize()} split")
-            table(_columns(report, split, _chosen(page)), rows, title=f"Results on the {split} split").classes("results-table")
+            columns = _columns(report, split, _chosen(page))
+            table(columns, rows, title=f"Results on the {split} split").classes("results-table")
     _show_epochs(report)
     for note in report["notes"]:
         ui.label(f"Note: {note}").classes("muted")

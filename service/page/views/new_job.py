@@ -80,6 +80,8 @@ class Preview:
         self._document: Document = {}
         section_heading("Before it starts")
         self._answer = ui.element("div").props("aria-live=polite")
+        with self._answer:
+            ui.label("What it does and costs is being asked for ...").classes("muted")
         section_heading("The same by HTTP")
         self._json = copyable("", language="json")
         self._curl = copyable("")
