@@ -129,7 +129,7 @@ def hide_legend(options: Options) -> None:
     options["grid"]["top"] = _TOP_ALONE
 
 
-def _on_phones(options: Mapping[str, Any]) -> Options:
+def on_phones(options: Mapping[str, Any]) -> Options:
     """Options for a narrow chart: a legend of a few lines is shown whole, where it would be cut at the right."""
     lines, left = 1, _PHONE_PX
     for name in dict.fromkeys(each.get("name", "") for each in options["series"]):
@@ -147,6 +147,6 @@ def _on_phones(options: Mapping[str, Any]) -> Options:
 
 def chart(options: Mapping[str, Any], title: str) -> ui.echart:
     """Element of a chart; change its ``options`` to redraw it. ``title`` is read by screen readers."""
-    shown = ui.echart({**options, **_on_phones(options)}, renderer="svg").classes("chart")
+    shown = ui.echart({**options, **on_phones(options)}, renderer="svg").classes("chart")
     set_props(shown, role="img", aria_label=title)
     return shown

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from service.page.charts import hide_legend, on_phones
 from service.page.job.confusion import CLASSES_MAX, chosen_classes, confused_rows, confusion_options
 from service.page.job.evaluation import class_rows, reliability_options
 from service.page.job.events import event_words
@@ -120,3 +121,14 @@ def test_run_row_warns_and_says_why() -> None:
     row = run_row(run, None, {"run_1": "failed"})
     assert row["words"] == "⚠ failed: loss is not finite"
     assert (row["epoch"], row["loss"], row["top1"]) == ("2 of 9, 25 % of the next", "2.000", "–")
+
+
+def test_legend_of_a_few_lines_is_shown_whole_on_a_phone() -> None:
+    bins = {"rows": [0, 3], "accuracy": [None, 0.5], "confidence": [None, 0.9]}
+    options = reliability_options(bins, bins, "title")
+    [narrow, wide] = on_phones(options)["media"]
+    assert (narrow["option"]["legend"]["type"], wide["option"]["legend"]["type"]) == ("plain", "scroll")
+    assert narrow["option"]["grid"]["top"] > wide["option"]["grid"]["top"]
+    assert on_phones({**options, "series": options["series"][:1]}) == {}
+    hide_legend(options)
+    assert on_phones(options) == {}
