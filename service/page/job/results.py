@@ -97,7 +97,7 @@ def _show(page: JobPage, report: Document) -> None:
         rows = group_rows(report, split)
         if rows:
             section_heading(f"{split.capitalize()} split")
-            columns = _columns(report, split, _chosen(page))
+            columns = columns_of(report, split, _chosen(page))
             table(columns, rows, title=f"Results on the {split} split").classes("results-table")
     _show_epochs(report)
     for note in report["notes"]:
@@ -110,7 +110,8 @@ def _show(page: JobPage, report: Document) -> None:
         ui.link("CSV of every run", viewer_url(f"{page.path}/report?format=csv&group=runs"))
 
 
-def _columns(report: Document, split: str, chosen: Sequence[str]) -> list[dict[str, Any]]:
+def columns_of(report: Document, split: str, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns of a split's table: the name, and those that are chosen."""
     level = f"{100 * report['confidence']:g} %"
     baseline = report["baseline"] or "baseline"
     columns = [
