@@ -45,6 +45,7 @@ from service.api.routes import (
     runs,
     teachers,
     temperatures,
+    webhooks,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.db.webhook_outbox import WebhookOutbox
@@ -115,7 +116,10 @@ def create_app(settings: Settings) -> FastAPI:
     # All others ask for a scope, and ``authorize`` looks at their queries.
     app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
     of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, deletions, events)
-    modules = (teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports, *of_jobs, gc, keys)
+    modules = (
+        *(teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports),
+        *(*of_jobs, webhooks, gc, keys),
+    )
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)
     of_all = problems.responses(422, 429, 503)

@@ -29,6 +29,7 @@ from service.api.dependencies import Context
 from service.api.event_feed import SSE
 from service.db.models import DeletedSumRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.states import WORKING, State
+from service.db.webhook_outbox import DeliveryStatus, WebhookDeliveryRecord
 from service.paths import OTHER, route_of
 
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -177,6 +178,7 @@ class _Sums(Collector):
             yield from _runs(session, deleted)
             yield from _teacher(session, deleted)
             yield from _rates(session, is_led)
+            yield _webhooks(session)
 
 
 def _queue(session: Session) -> Iterator[Metric]:
@@ -237,6 +239,17 @@ def _rates(session: Session, is_led: bool) -> Iterator[Metric]:
     pairs = session.execute(training).all() if is_led else []
     rate = sum(_number(progress or metrics, "images_per_s") for progress, metrics in pairs)
     yield GaugeMetricFamily("retort_training_rows_per_second", "Pictures through students now, by last report.", rate)
+
+
+def _webhooks(session: Session) -> Metric:
+    """Webhooks by status, 0 included. No counter: those of deleted jobs are gone."""
+    text = "Webhooks of the jobs that there are, by how far their delivery is."
+    family = GaugeMetricFamily("retort_webhooks", text, labels=["status"])
+    row = WebhookDeliveryRecord
+    counts = {found[0]: found[1] for found in session.execute(select(row.status, func.count()).group_by(row.status))}
+    for status in DeliveryStatus:
+        family.add_metric([status], counts.get(status, 0))
+    return family
 
 
 def _by_state(name: str, text: str, counts: Mapping[State, int]) -> Metric:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,6 +42,7 @@ def reproduce(
     with options.client() as client:
         bundle = fetch_bundle(client, id)
         teacher = find_teacher(client, bundle["teacher"])
+        bundle["job"] = rename_customs(bundle["job"], {method["id"] for method in client.methods()})
         # The bundle states everything: no recipe is to fill in what it leaves at a default.
         job = {**bundle["job"], "teacher": teacher, "name": f"reproduces {id}", "recipe": "none"}
         posted = client.submit(job)
@@ -94,6 +95,22 @@ def find_teacher(client: Client, wanted: Document) -> str:
         f"the teacher {wanted['name']!r} with SHA-256 {wanted['sha256']} is there {what}: upload it with the output "
         f"{wanted['output']!r} and the preprocessing {json.dumps(wanted['preprocessing'])}"
     )
+
+
+def rename_customs(job: Document, presets: Collection[str]) -> Document:
+    """Give custom methods another name that have a preset's: earlier versions took such jobs. Names change no weights.
+
+    Args:
+        presets: ids of all methods.
+    """
+
+    def renamed(method: Document) -> Document:
+        name = method.get("name")
+        if method["preset"] != "custom" or name == "custom" or name not in presets:
+            return method
+        return {**method, "name": f"custom_{name}"}
+
+    return {**job, "methods": [renamed(method) for method in job["methods"]]}
 
 
 def stop_if_other_data(client: Client, job_id: str, wanted: Mapping[str, str | None]) -> None:

@@ -101,6 +101,7 @@ def track(
     from service.trackers.cursor import Cursor
     from service.trackers.follow import Follower
     from service.trackers.guard import Watchdog, quiet
+    from service.trackers.patience import Patience
     from workers import logs
 
     if until_stdin_closes:
@@ -109,15 +110,17 @@ def track(
     os.nice(_NICE)
     # The data directory is nobody else's, whichever process makes it.
     os.umask(0o077)
-    watchdog = Watchdog(stall_s)
-    watchdog.start()
     cursor = Cursor(cursor_dir / f"{address.slug}.sqlite3")
+    patience = Patience(cursor, stall_s)
+    watchdog = Watchdog(patience)
+    watchdog.start()
     with session(context).client() as client:
         follower = Follower(
             client,
             cursor,
             lambda: watchdog.guarded(lambda: quiet(address.open(project, cursor_dir / address.slug))),
             with_files=not without_files,
+            patience=patience,
         )
         # Nothing sets it: a signal ends the process, at any moment, and the cursor says from where to go on.
         follower.run(threading.Event())

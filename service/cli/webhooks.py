@@ -1,4 +1,4 @@
-"""Commands about webhooks: the secret that receivers verify them with, and a message to try one out."""
+"""Commands about webhooks: their deliveries, the secret that receivers verify them with, a message to try one out."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from service.cli import render
 from service.cli.base import CommandFailed, session
 
 if TYPE_CHECKING:
@@ -17,12 +18,41 @@ if TYPE_CHECKING:
 
 DataDir = Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the service whose webhooks they are.")]
 
-webhooks = typer.Typer(no_args_is_help=True, help="Messages at the end of jobs; used where the service runs.")
+webhooks = typer.Typer(
+    no_args_is_help=True, help="Messages at the end of jobs; secret and test: where the service runs."
+)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.add_typer(webhooks, name="webhooks", rich_help_panel="The service")
+
+
+@webhooks.command("list")
+def list_webhooks(
+    context: typer.Context,
+    status: Annotated[
+        str | None, typer.Option(help="Only those that are waiting, pending, delivered or given_up.")
+    ] = None,
+) -> None:
+    """List how far the webhooks of all jobs are, newest first, and why those that were given up were."""
+    options = session(context)
+    with options.client() as client:
+        found = list(client.webhooks(status=status))
+    headers = ("job", "status", "attempts>", "last attempt", "next", "url", "why the last attempt failed")
+    rows = [
+        (
+            each["job_id"],
+            each["status"].replace("_", " "),
+            str(each["attempts"]),
+            render.moment(each["last_attempt_at"]),
+            render.moment(each["next_attempt_at"]),
+            each["url"],
+            each["last_error"] or "",
+        )
+        for each in found
+    ]
+    options.show(found, lambda: render.table(headers, rows))
 
 
 @webhooks.command("secret")

@@ -483,6 +483,7 @@ class JobCurves(TypedDocument):
     object: Literal["curves"]
     job_id: str
     last_id: int
+    every: int
     runs: list[RunCurves]
 
 
@@ -640,6 +641,12 @@ class JobTemperatures(TypedDocument):
     view: int
     methods: list[MethodTemperatures]
     runs: list[RunTemperatures]
+
+
+class JobWebhook(WebhookDelivery):
+    """Delivery of a job's webhook in the list of all."""
+
+    job_id: str
 
 
 class Needs(TypedDocument):

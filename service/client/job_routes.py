@@ -54,6 +54,10 @@ class JobRoutes(Reports):
         query = filters_query(filters)
         return self._connection.pages("/v1/jobs", lambda document: JobSummary(document, self), query)
 
+    def webhooks(self, *, status: str | None = None) -> Iterator[documents.JobWebhook]:
+        """List how far the webhooks of all jobs are, newest first; ``status="given_up"`` keeps those, say."""
+        return self._connection.pages("/v1/webhooks", documents.JobWebhook, {"status": status} if status else {})
+
     def job(self, job_id: str) -> Job:
         """Get a job with its state, stage and progress."""
         return self._connection.typed("GET", f"/v1/jobs/{path_part(job_id)}", self._job)

@@ -7,7 +7,7 @@ at least once, by one process at a time, and always under the same id, by which 
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -189,6 +189,19 @@ class WebhookOutbox:
             is_newest = (row.id == claim.id) & (row.attempts == claim.attempt) & (row.status == DeliveryStatus.PENDING)
             result = session.execute(update(row).where(is_newest).values(values))
             return status if cast("CursorResult[Any]", result).rowcount == 1 else None
+
+    def list(
+        self, status: DeliveryStatus | None, after: str | None, limit: int
+    ) -> tuple[Sequence[WebhookDeliveryRecord], bool]:
+        """Deliveries of a status, or of any, before the id ``after``, newest first; and whether there are more."""
+        query = select(WebhookDeliveryRecord).order_by(WebhookDeliveryRecord.id.desc())
+        if status is not None:
+            query = query.where(WebhookDeliveryRecord.status == status)
+        if after is not None:
+            query = query.where(WebhookDeliveryRecord.id < after)
+        with self.database.read() as session:
+            rows = session.scalars(query.limit(limit + 1)).all()
+        return rows[:limit], len(rows) > limit
 
     def of_job(self, job_id: str) -> WebhookDeliveryRecord | None:
         """The delivery of a job; None if it asked for none."""

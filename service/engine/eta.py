@@ -33,6 +33,8 @@ RUNS_MAX = 2000
 _EVERY_S = 2.0
 # Looking takes at most this part of the engine's time.
 _SHARE = 0.05
+# Of a look on workloads, and at least one: each run that ends makes those of all jobs stale, and the engine waits.
+_WORKLOADS_S = 0.1
 # An expected end that has moved by less stays as it is stored.
 _MOVED_S, _MOVED_SHARE = 1.0, 0.03
 log = structlog.get_logger("retort.engine")
@@ -60,6 +62,8 @@ class _JobFacts:
         )
         self.batches = batch_numbers(plan)
         self.workload: Workload | None = None
+        # Whether more was measured since the workload was computed.
+        self.is_stale = True
         self.rows_to_infer = 0
         # Stage and caches by which the rows were counted; counting walks through the folders of the caches.
         self.counted_by: tuple[str | None, ...] | None = None
@@ -82,6 +86,7 @@ class EtaKeeper:
         self._measured, self._ended = MeasuredTimes(), -1
         # Rows that were not looked at may have an end, as after a look at others.
         self._is_cut = True
+        self._spent_s = 0.0
         # What was logged of each job, or of a whole look: not again at the next.
         self._told: dict[str, str] = {}
 
@@ -119,6 +124,7 @@ class EtaKeeper:
         self._read_measured(slots)
         self._facts = {job.id: self._facts[job.id] if job.id in self._facts else self._read(job) for job in jobs}
         now = utc_now()
+        self._spent_s = 0.0
         shown = self._jobs_now(jobs, runs, slots, told)
         expected = forecast(shown, slots, now, failed=lambda id, error: self._tell(id, error, told))
         of_jobs = {job.id: job.eta for job in jobs}
@@ -176,7 +182,7 @@ class EtaKeeper:
         self._measured, self._ended = read_measured(self._queries.database), ended
         for facts in self._facts.values():
             if facts is not None:
-                facts.workload = None
+                facts.is_stale = True
 
     def _read_epochs(self, runs: Sequence[LiveRun]) -> None:
         """Read when attempts began and epochs ended, since the last look or, the first time, from the beginning."""
@@ -202,9 +208,12 @@ class EtaKeeper:
         self, job: LiveJob, facts: _JobFacts, runs: Sequence[LiveRun], slots: Slots, *, coming: set[str]
     ) -> JobNow:
         """A job as it stands; without times where nobody knows yet how many pictures it has."""
-        if facts.workload is None and job.samples is not None:
+        if facts.is_stale and job.samples is not None and self._spent_s <= _WORKLOADS_S:
+            began_s = time.monotonic()
             rows = rows_of(facts.plan, job.samples)
             facts.workload = workload_of(facts.plan, rows, self._measured, slots, batches=facts.batches)
+            facts.is_stale = False
+            self._spent_s += time.monotonic() - began_s
         if job.samples is not None and job.stage != "training":
             known = tuple((job.caches or {}).values() or self._measured.keys.get(facts.identity, ()))
             if facts.counted_by != (job.stage, *known):

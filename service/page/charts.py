@@ -21,6 +21,9 @@ MARKS = (
 TEXT = "#4b5661"
 GRID = "#dde2e7"
 Options = dict[str, Any]
+# Room above a chart for the name of its axis alone; of a legend on a phone, at about this size of text.
+_TOP_ALONE = 28
+_PHONE_PX, _ENTRY_PX, _CHARACTER_PX, _LINE_PX, _LEGEND_LINES_MAX = 340, 42, 7, 22, 4
 # Beyond so many names on an axis, part of it is shown at a time.
 _NAMES_SHOWN = 30
 
@@ -118,13 +121,35 @@ def bars(title: str, rows: Sequence[tuple[str, float | None]], *, y: str) -> Opt
         "axisLabel": {"rotate": 30, "width": 90, "overflow": "truncate"},
     }
     options["yAxis"]["scale"] = False
-    options["legend"] = {"show": False}
+    hide_legend(options)
     options["series"] = [{"type": "bar", "data": [value for _, value in rows], "color": PALETTE[0]}]
     return options
 
 
+def hide_legend(options: Options) -> None:
+    """Leave the legend out, and its room."""
+    options["legend"] = {"show": False}
+    options["grid"]["top"] = _TOP_ALONE
+
+
+def on_phones(options: Mapping[str, Any]) -> Options:
+    """Options for a narrow chart: a legend of a few lines is shown whole, where it would be cut at the right."""
+    lines, left = 1, _PHONE_PX
+    for name in dict.fromkeys(each.get("name", "") for each in options["series"]):
+        width = _ENTRY_PX + _CHARACTER_PX * len(name)
+        if width > left:
+            lines, left = lines + 1, _PHONE_PX
+        left -= width
+    if lines == 1 or lines > _LEGEND_LINES_MAX or not options["legend"].get("show", True):
+        return {}
+    changed = {"legend": {**options["legend"], "type": "plain"}, "grid": {"top": _TOP_ALONE + _LINE_PX * lines}}
+    wide = {"legend": options["legend"], "grid": {"top": options["grid"]["top"]}}
+    # The second is what holds where no query does: a chart may begin narrow and grow.
+    return {"media": [{"query": {"maxWidth": 500}, "option": changed}, {"option": wide}]}
+
+
 def chart(options: Mapping[str, Any], title: str) -> ui.echart:
     """Element of a chart; change its ``options`` to redraw it. ``title`` is read by screen readers."""
-    shown = ui.echart(dict(options), renderer="svg").classes("chart")
+    shown = ui.echart({**options, **on_phones(options)}, renderer="svg").classes("chart")
     set_props(shown, role="img", aria_label=title)
     return shown

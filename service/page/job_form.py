@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nicegui import ui
+from nicegui.elements.mixins.validation_element import ValidationElement
 
 from service.page.elements import more_note, set_props
+from service.page.number_field import number_field
 from service.page.schema_form import Schema, SchemaForm, resolve, variants
 from service.page.texts import count
 from service.page.viewer import Document, ViewerApi
@@ -85,6 +87,7 @@ class JobForm:
         self._catalog = catalog
         self._report = on_change
         self.document = copy.deepcopy(document)
+        self._place = ui.context.slot.parent
         self._basics()
         self._dataset()
         self._students()
@@ -131,21 +134,18 @@ class JobForm:
             on_change=lambda event: self.set("recipe", event.value),
         ).classes("wide")
         holdout = given.get("validation") or {}
-        ui.number(
+        number_field(
             "Share of the training pictures that is held out for validation",
-            value=holdout.get("holdout"),
-            min=0,
-            max=0.9,
+            self._catalog.schema("validation")["properties"]["holdout"],
+            holdout.get("holdout"),
+            lambda share: self.set("validation", None if share is None else {**holdout, "holdout": share}),
             step=0.05,
-            on_change=lambda event: self.set(
-                "validation", {**holdout, "holdout": event.value} if event.value else None
-            ),
         ).classes("wide")
 
-    @property
-    def is_readable(self) -> bool:
-        """Whether the document says what is shown; the fields that do not let it show why."""
-        return self._seeds.validate()
+    def unreadable(self) -> list[str]:
+        """Fields that show something else than the document says, each with the reason; they show it, too."""
+        fields = [field for field in self._place.descendants() if isinstance(field, ValidationElement)]
+        return [f"{field.props.get('label')}: {field.error}" for field in fields if not field.validate()]
 
     def _read_seeds(self) -> None:
         """Take the seeds up, unless they cannot be read."""

@@ -10,8 +10,9 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.page import login
+from service.page import login, not_found
 from service.page.frame import FAVICON
+from service.page.not_found import is_lost
 from service.page.paths import is_page_path, login_url, needs_key
 from service.page.viewer import API_STATE
 from service.page.views import register_all
@@ -28,11 +29,11 @@ RECONNECT_S = 30.0
 
 
 class PageMount(Mount):
-    """Mount at ``/`` that answers the page's paths only: an unknown path of the API stays the API's 404."""
+    """Mount at ``/`` of the page's paths, and for browsers that are lost: an unknown path of the API stays its 404."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match a path of the page."""
-        return super().matches(scope) if is_page_path(scope["path"]) else (Match.NONE, {})
+        """Match a path of the page, or none that a browser asks for."""
+        return super().matches(scope) if is_page_path(scope["path"]) or is_lost(scope) else (Match.NONE, {})
 
 
 class PageGate:
@@ -47,7 +48,8 @@ class PageGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and add the policy to its answer."""
         is_http = scope["type"] == "http"
-        if is_http and scope["state"].get("refusal") is not None and needs_key(scope["path"]):
+        is_refused = is_http and scope["state"].get("refusal") is not None
+        if is_refused and is_page_path(scope["path"]) and needs_key(scope["path"]):
             await RedirectResponse(login_url(Request(scope)), 303)(scope, receive, send)
             return
 
@@ -72,6 +74,7 @@ def mount_page(app: FastAPI) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     register_all()
     login.register(page_app)
+    not_found.register(page_app)
     core.app.config.socket_io_js_transports = ["websocket"]
     # Long polling would pass by the checks and limits of sockets.
     core.sio.eio.transports = ["websocket"]

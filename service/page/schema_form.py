@@ -9,8 +9,8 @@ from typing import Any
 from nicegui import ui
 
 from service.page.elements import set_props
+from service.page.number_field import Schema, number_field
 
-Schema = Mapping[str, Any]
 _REFERENCE = "#/components/schemas/"
 
 
@@ -99,18 +99,8 @@ class SchemaForm:
             text.on_value_change(lambda event: self._set(name, event.value))
 
     def _number(self, name: str, schema: Schema, given: object) -> None:
-        is_whole = schema["type"] == "integer"
-        number = ui.number(
-            _label(name, schema),
-            value=given if isinstance(given, int | float) else None,
-            min=schema.get("minimum"),
-            max=schema.get("maximum"),
-            precision=0 if is_whole else None,
-        )
+        number = number_field(_label(name, schema), schema, given, lambda value: self._set(name, value))
         set_props(number, placeholder=_placeholder(schema))
-        number.on_value_change(
-            lambda event: self._set(name, int(event.value) if is_whole and event.value is not None else event.value)
-        )
 
     def _union(self, name: str, schema: Schema, kinds: Mapping[str, Schema]) -> None:
         """Choice of a kind, such as an optimizer's, with the fields of the kind that is chosen."""

@@ -11,10 +11,9 @@ import numpy as np
 
 from service.client.client import Client
 from service.client.transport import Document
-from service.plots.bins import Calibration, read_calibrations
+from service.plots.bins import Calibration, calibrations_of
 from workers.methods.names import distinct_names
 
-LOGITS_FILE = "logits.safetensors"
 _CONFIG_FILE = "config.json"
 _EVALUATION_FILE = "evaluation.json"
 
@@ -26,7 +25,7 @@ class RunData:
     Attributes:
         document: of the API.
         metrics: a line for each epoch.
-        calibrations: by split; empty where the run has left no logits.
+        calibrations: by split; empty where the run has kept no bins of confidence.
         class_names: in the order of labels; empty where nobody knows them.
         confusions: int64 [classes, classes] by split, rows are labels; empty where no result has them.
     """
@@ -87,7 +86,6 @@ def read(client: Client, id: str) -> JobData:
 
     Raises:
         ClientError: there is no such job or run, or the service does not answer.
-        BadLogits: a run's logits.safetensors is damaged.
     """
     documents = [client.run(id)] if id.startswith("run_") else list(client.runs(id))
     job = client.job(documents[0]["job_id"] if documents else id)
@@ -101,13 +99,7 @@ def read(client: Client, id: str) -> JobData:
 def _run(client: Client, document: Document, folder: Path) -> RunData:
     id, result = document["id"], document["result"] or {}
     files = {file["name"] for file in client.artifacts(id)}
-    calibrations: Mapping[str, Calibration] = {}
     class_names: Sequence[str] = ()
-    if LOGITS_FILE in files:
-        path = client.download(id, LOGITS_FILE, folder / f"{id}-{LOGITS_FILE}")
-        # The logits of all runs may be more than the memory holds: a figure needs their bins.
-        calibrations = read_calibrations(path, (result.get("calibration") or {}).get("temperature"))
-        path.unlink()
     if _CONFIG_FILE in files:
         path = client.download(id, _CONFIG_FILE, folder / _CONFIG_FILE)
         class_names = json.loads(path.read_text()).get("class_names") or ()
@@ -118,7 +110,7 @@ def _run(client: Client, document: Document, folder: Path) -> RunData:
     return RunData(
         document=document,
         metrics=client.metrics(id),
-        calibrations=calibrations,
+        calibrations=calibrations_of(whole),
         class_names=class_names,
         confusions=confusions(result, whole),
     )

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from service.plots import style
 from service.plots.confusion import draw_confusion
 from service.plots.curves import draw_curves, draw_temperatures
-from service.plots.data import LOGITS_FILE, JobData
+from service.plots.data import JobData
 from service.plots.methods import draw_methods
 from service.plots.reliability import draw_reliability
 
@@ -20,8 +20,7 @@ _KINDS: tuple[tuple[Callable[[JobData], Iterator[tuple[str, Figure]]], str], ...
     (draw_temperatures, "no temperatures: no run has a method with temperatures, or none has ended an epoch"),
     (
         draw_reliability,
-        f"no reliability diagram: no run has left {LOGITS_FILE} (training.keep_logits was false, it has not ended, "
-        "or an earlier version made it)",
+        "no reliability diagram: no run has left bins of confidence (it has not ended, or an earlier version made it)",
     ),
     (
         draw_confusion,

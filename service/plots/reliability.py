@@ -1,4 +1,4 @@
-"""Reliability diagrams: accuracy against confidence, of the logits that runs have kept."""
+"""Reliability diagrams: accuracy against confidence, in the bins that runs have kept."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from service.plots import text
-from service.plots.bins import BINS, Reliability
+from service.plots.bins import Reliability
 from service.plots.data import JobData, RunData
 from service.plots.style import COLOURS, PANEL_COLUMNS, PANEL_H, PANEL_W, add_legend
 
@@ -53,8 +53,9 @@ def _draw_panel(ax: Axes, split: str, runs: list[RunData]) -> dict[str, object]:
     [handles["perfectly calibrated"]] = ax.plot([0, 100], [0, 100], color="#666666", linestyle="--", linewidth=1.0)
     plain = [run.calibrations[split].plain for run in runs]
     share_B = 100.0 * np.mean([each.share_B for each in plain], axis=0)
-    edges_B = 100.0 * np.arange(BINS) / BINS
-    handles["share of rows"] = ax.bar(edges_B, share_B, 100.0 / BINS, align="edge", color="#cccccc", linewidth=0)
+    bins = len(share_B)
+    edges_B = 100.0 * np.arange(bins) / bins
+    handles["share of rows"] = ax.bar(edges_B, share_B, 100.0 / bins, align="edge", color="#cccccc", linewidth=0)
     texts = [f"ECE {100 * np.mean([each.ece for each in plain]):.1f} %"]
     handles["as trained"] = _draw_lines(ax, plain, COLOURS[1], "o")
     calibrated = [each for run in runs if (each := run.calibrations[split].calibrated) is not None]

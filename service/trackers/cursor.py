@@ -21,11 +21,13 @@ class Cursor:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, isolation_level=None)
+        # A stall is noted by a thread of its own, while the one that follows waits for the tracker.
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         self._connection.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._connection.execute(
             "CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, is_done INTEGER NOT NULL)"
         )
+        self._connection.execute("CREATE TABLE IF NOT EXISTS stalls (id TEXT PRIMARY KEY, count INTEGER NOT NULL)")
         self._connection.execute("CREATE TABLE IF NOT EXISTS begun (once INTEGER PRIMARY KEY CHECK (once = 1))")
         self.is_new = self._connection.execute("SELECT count(*) FROM begun").fetchone() == (0,)
 
@@ -45,6 +47,17 @@ class Cursor:
     def save(self, job_id: str, seq: int, *, is_done: bool = False) -> None:
         """Note that the tracker has all events of a job up to this one; ``is_done``: and that there will be no more."""
         self._connection.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?)", (job_id, seq, is_done))
+        self._connection.execute("DELETE FROM stalls WHERE id = ?", (job_id,))
+
+    def stalls(self, job_id: str) -> int:
+        """How often calls about a job have stalled since it has advanced."""
+        row = self._connection.execute("SELECT count FROM stalls WHERE id = ?", (job_id,)).fetchone()
+        return 0 if row is None else int(row[0])
+
+    def note_stall(self, job_id: str) -> None:
+        """Count a call about a job that has stalled."""
+        line = "INSERT INTO stalls VALUES (?, 1) ON CONFLICT (id) DO UPDATE SET count = count + 1"
+        self._connection.execute(line, (job_id,))
 
     def open_jobs(self) -> dict[str, int]:
         """The last event that was told, by job, of those that are not done, oldest job first."""

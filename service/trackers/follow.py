@@ -23,6 +23,7 @@ from service.db.states import TERMINAL
 from service.trackers.cursor import Cursor
 from service.trackers.documents import moment
 from service.trackers.export import JobExport
+from service.trackers.patience import Patience
 from service.trackers.sinks.base import Sink
 from workers.backoff import Schedule
 
@@ -59,6 +60,7 @@ class Follower:
         with_files: whether artifacts are uploaded.
         tries: how long to wait after failures.
         clock: monotonic, in seconds.
+        patience: with the tracker; endless by default.
     """
 
     def __init__(
@@ -70,9 +72,11 @@ class Follower:
         with_files: bool = True,
         tries: Schedule = TRIES,
         clock: Callable[[], float] = time.monotonic,
+        patience: Patience | None = None,
     ) -> None:
         self._client, self._cursor, self._open_sink = client, cursor, open_sink
         self._with_files, self._tries, self._clock = with_files, tries, clock
+        self._patience = patience or Patience(cursor)
         self._sink: Sink | None = None
         self._exports: dict[str, JobExport] = {}
         self._paces: dict[str, _Pace] = {}
@@ -127,6 +131,12 @@ class Follower:
                 self._cursor.save(job["id"], 0)
 
     def _follow_job(self, job_id: str, seq: int, pace: _Pace) -> None:
+        if self._patience.is_over(job_id):
+            remedy = f"`retort export` tells it of {job_id} by hand"
+            log.error("the tracker is too slow for a job, which is given up", job_id=job_id, seq=seq, remedy=remedy)
+            self._cursor.save(job_id, seq, is_done=True)
+            return
+        self._patience.begin(job_id)
         told, event = seq, None
         try:
             export = self._export(job_id)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import structlog
 
+from service.trackers.patience import Patience
 from service.trackers.sinks.base import Sink
 
 log = structlog.get_logger("retort.trackers")
@@ -32,12 +33,12 @@ class Watchdog:
     process, see ``service.trackers.cursor``.
 
     Args:
-        stall_s: seconds that one call may take.
+        patience: how long a call may take; its stalls are noted there.
         end: what ends the process, with an exit status.
     """
 
-    def __init__(self, stall_s: float, end: Callable[[int], object] = os._exit) -> None:
-        self._stall_s, self._end = stall_s, end
+    def __init__(self, patience: Patience, end: Callable[[int], object] = os._exit) -> None:
+        self._patience, self._end = patience, end
         self._call: tuple[str, float] | None = None
 
     def start(self) -> None:
@@ -60,16 +61,20 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(min(_LOOK_S, self._stall_s / 4))
+            allowed_s = self._patience.allowed_s
+            time.sleep(min(_LOOK_S, allowed_s / 4))
             call = self._call
-            if call is not None and time.monotonic() - call[1] > self._stall_s:
+            if call is not None and time.monotonic() - call[1] > self._patience.allowed_s:
+                self._patience.note_stall()
                 log.error(
-                    "the tracker hangs: this process ends, and its successor tells it again what it has not kept",
+                    "the tracker hangs or is slow: this process ends, and its successor tells it again what it has not "
+                    "kept, with twice the time for each call about this job",
                     call=call[0],
                     waited_s=round(time.monotonic() - call[1], 1),
                     remedy="if it is only slow, raise RETORT_TRACKERS_STALL_S (--stall-s of `retort track`)",
                 )
                 self._end(STALLED)
+                return
 
 
 class _Wrapped:

@@ -5,6 +5,7 @@ from math import nan
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from workers.data.prepared import open_prepared
 from workers.events import ignore, never
 from workers.run_files import ARTIFACTS
 from workers.teacher.teacher import Teacher
-from workers.training.evaluate import EvaluatedSplit, evaluate_with_logits
+from workers.training.kept_logits import KeptLogits
 from workers.training.loop import train_run
 
 
@@ -26,20 +27,20 @@ def evaluation_logits(order: TrainingTask) -> tuple[NDArray[np.float32], NDArray
     """
     seen: list[Tensor] = []
 
-    def evaluate_and_keep(*setting: object) -> EvaluatedSplit:
-        found = evaluate_with_logits(*setting)
-        seen.append(found.logits_NC)
-        return found
+    class Seen(KeptLogits):
+        """Before they are rounded. Of a run without a validation split, in the split's order."""
 
-    with patch("workers.training.loop.evaluate_with_logits", evaluate_and_keep):
+        def add(self, rows_B: Tensor, logits_BC: Tensor, predicted_B: Tensor) -> None:
+            seen.append(logits_BC.cpu())
+            super().add(rows_B, logits_BC, predicted_B)
+
+    with patch("workers.training.evaluate.KeptLogits", Seen):
         train_run(order, ignore, never)
     config = json.loads((order.folder / ARTIFACTS / "config.json").read_text())
     preprocessing = Preprocessing.model_validate(config["preprocessing"])
     exported = Teacher(order.folder / ARTIFACTS / "student.onnx", preprocessing, threads=1, device="cpu")
     test = open_prepared(order.folders.datasets, order.test_fingerprint)
-    # Of a run without a validation split.
-    [logits_NC] = seen
-    return logits_NC.numpy(), exported.logits(test.take(slice(None)))
+    return torch.cat(seen).numpy(), exported.logits(test.take(slice(None)))
 
 
 def relative_difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

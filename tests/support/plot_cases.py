@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from service.plots.bins import Calibration, reliability
+from service.plots.bins import calibrations_of
 from service.plots.data import JobData, RunData, confusions
 
 HOSTILE = "$x^2$ \\frac{1}{2} <b>&amp;</b>\n_kd\x1b[31m %s {0} " + "long" * 50
@@ -18,6 +18,18 @@ def make_prediction(seed: int, classes: int, rows: int = 600) -> tuple[np.ndarra
     logits_NC = rng.normal(size=(rows, classes)).astype(np.float32)
     logits_NC[np.arange(rows), labels_N] += 2.0
     return 4.0 * logits_NC, labels_N
+
+
+def make_bins(seed: int) -> dict[str, Any]:
+    """A split of evaluation.json: too confident by 0.1, and not at all once calibrated; the lowest bin is empty."""
+
+    def of(error: float) -> dict[str, Any]:
+        rows = [0, *np.random.default_rng(seed).integers(1, 99, 14).tolist()]
+        confidence = [None, *((n + 0.5) / 15 for n in range(1, 15))]
+        accuracy = [None if each is None else max(0.0, each - error) for each in confidence]
+        return {"ece": error, "reliability": {"rows": rows, "accuracy": accuracy, "confidence": confidence}}
+
+    return {**of(0.1), "calibrated": of(0.0)}
 
 
 def make_confusion(logits_NC: np.ndarray, labels_N: np.ndarray) -> list[list[int]]:
@@ -67,10 +79,7 @@ def make_run(
     return RunData(
         document=document,
         metrics=metrics,
-        calibrations={
-            split: Calibration(reliability(*prediction, classes), reliability(*prediction, classes, 4.0))
-            for split, prediction in predictions.items()
-        },
+        calibrations=calibrations_of({"splits": {split: make_bins(seed + n) for n, split in enumerate(predictions)}}),
         class_names=names or [f"class {n}" for n in range(classes)],
         confusions=confusions(result, {}),
     )

@@ -5,6 +5,7 @@ Shapes: V views, N samples, r rows of a piece, C classes.
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ def compute_cache_statistics(
     statistics: Mapping[str, npt.NDArray[np.float32]],
     logits: Iterable[npt.NDArray[np.floating]],
     classes: int,
+    kept: Mapping[CacheStatistic, Values] = MappingProxyType({}),
 ) -> dict[CacheStatistic, Values]:
     """The values of some statistics over a cache: float32, but ``confident_classes``, which is int64.
 
@@ -54,16 +56,20 @@ def compute_cache_statistics(
         statistics: of every row by name, [V, N].
         logits: of every row in pieces [r, C], always in the same ones; read only if one of ``wanted`` needs them.
         classes: C.
+        kept: ``class_confidence`` at some temperatures, which is not computed again.
     """
-    confidence = {each.temperature: ClassConfidence(classes, each.temperature) for each in wanted if each.reads_logits}
+    known = {each.temperature: values_C for each, values_C in kept.items()}
+    missing = {each.temperature for each in wanted if each.reads_logits} - known.keys()
+    confidence = {temperature: ClassConfidence(classes, temperature) for temperature in missing}
     if confidence:
         for piece_rC in logits:
             for of_temperature in confidence.values():
                 of_temperature.add(piece_rC)
+    known |= {temperature: each.values_C for temperature, each in confidence.items()}
     values: dict[CacheStatistic, Values] = {}
     for each in sorted(wanted):
         if each.reads_logits:
-            values_C = confidence[each.temperature].values_C
+            values_C = known[each.temperature]
             is_confident_C = values_C >= np.median(values_C)
             values[each] = values_C if each.name == CONFIDENCE else np.flatnonzero(is_confident_C).astype(np.int64)
         elif each.is_per_sample:

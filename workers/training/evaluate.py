@@ -15,9 +15,7 @@ from workers.events import Split
 from workers.measures import Measured, Measures
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
-
-# Logits that several processes gather at once: 4 MiB of float32.
-_GATHERED_CELLS = 1 << 20
+from workers.training.kept_logits import KeptLogits
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class EvaluatedSplit:
     """Logits and predictions of a student on a whole split, and their measures.
 
     Attributes:
-        logits_NC: float32, in the split's order, on the host.
+        logits_NC: less their row's largest, as ``KeptLogits`` has them, in the split's order, on the host.
         predicted_N: int64, the class of the largest probability.
         labels_N: int64.
     """
@@ -35,30 +33,6 @@ class EvaluatedSplit:
     logits_NC: Tensor
     predicted_N: Tensor
     labels_N: Tensor
-
-
-class _Kept:
-    """Logits and predicted classes of this process's share of a split, on the host."""
-
-    def __init__(self, samples: int, classes: int) -> None:
-        self._logits_NC = torch.zeros(samples, classes)
-        self._predicted_N = torch.zeros(samples, dtype=torch.int64)
-
-    def add(self, rows_B: Tensor, logits_BC: Tensor, predicted_B: Tensor) -> None:
-        """Copy a batch to the host: waits for the device."""
-        self._logits_NC[rows_B] = logits_BC.cpu()
-        self._predicted_N[rows_B] = predicted_B.cpu()
-
-    def whole(self, replicas: Replicas, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(logits float32 [N, C], predicted classes int64 [N]) of all processes, on the host."""
-        logits_NC, predicted_N = self._logits_NC, self._predicted_N
-        classes = logits_NC.shape[1]
-        if replicas.count > 1:
-            # Each row is one process's; added to zeros, every number keeps its bits.
-            predicted_N = replicas.sum(predicted_N.to(device)).cpu()
-            for part_BC in torch.split(logits_NC, max(1, _GATHERED_CELLS // classes)):
-                part_BC.copy_(replicas.sum(part_BC.to(device)))
-        return logits_NC, predicted_N
 
 
 def name_of(split: Split, metric: str) -> str:
@@ -103,7 +77,7 @@ def evaluate_with_logits(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> EvaluatedSplit:
     """Measure a student as ``evaluate_splits`` does, and keep its logits and predicted class of every row."""
-    kept = _Kept(feed.samples, feed.classes)
+    kept = KeptLogits(feed.samples, feed.classes)
     measured = _measure(forward, feed, preprocessing, replicas, kept=kept)
     logits_NC, predicted_N = kept.whole(replicas, feed.device)
     return EvaluatedSplit(measured, feed.has_teacher, logits_NC, predicted_N, labels_N=feed.labels_N.cpu())
@@ -115,7 +89,7 @@ def _measure(
     feed: EvaluationFeed,
     preprocessing: Preprocessing,
     replicas: Replicas,
-    kept: _Kept | None = None,
+    kept: KeptLogits | None = None,
 ) -> Measured:
     sums = Measures(feed.device)
     for batch in feed.batches():

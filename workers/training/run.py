@@ -115,9 +115,7 @@ class RunState:
 
     def signal(self) -> Signal:
         """Return the signal that the run is to obey now."""
-        if self._handle.should_stop():
-            return Signal.STOP
-        return Signal.PAUSE if self._handle.should_pause() else Signal.GO_ON
+        return self._handle.signal
 
     @property
     def is_done(self) -> bool:

@@ -23,3 +23,10 @@ class RunHandle:
     emit: Emit
     should_stop: ShouldStop
     should_pause: ShouldStop = never
+
+    @property
+    def signal(self) -> Signal:
+        """Signal that the run is to obey now."""
+        if self.should_stop():
+            return Signal.STOP
+        return Signal.PAUSE if self.should_pause() else Signal.GO_ON

@@ -15,7 +15,7 @@ from workers.config.teacher import Preprocessing
 from workers.config.views import output_size
 from workers.data.prepared import Dataset, SubsetDataset, open_prepared
 from workers.devices import choose_device, new_stream
-from workers.errors import CheckpointLost, InvalidJob
+from workers.errors import CheckpointLost, InvalidJob, Paused, Stopped
 from workers.events import Log, Split
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.gradient_estimate import gradient_warnings
@@ -26,7 +26,7 @@ from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
 from workers.training.run import RunState
-from workers.training.run_handle import RunHandle
+from workers.training.run_handle import RunHandle, Signal
 from workers.training.training_feed import TrainingFeed
 
 
@@ -66,6 +66,7 @@ def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
     Raises:
         InvalidJob: the runs do not share what a group has to share.
         DeviceUnavailable, PeerLost, store.StoreError.
+        Stopped, Paused: all of the runs are to stop or to pause, while a whole cache is read.
     """
     for handle in handles:
         handle.task.folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
         for handle in handles:
             handle.emit(event)
 
-    setting = _setting_of([handle.task for handle in handles], emit_to_all)
+    setting = _setting_of(handles, emit_to_all)
     # What is recorded in a CUDA graph may not run on the default stream.
     stream = new_stream(setting.device) if setting.device.type == "cuda" else None
     with closing(setting.feed), torch.cuda.stream(stream), float32_as("float32"):
@@ -82,7 +83,8 @@ def set_up(handles: Sequence[RunHandle]) -> Iterator[Setting]:
     setting.replicas.close()
 
 
-def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> Setting:
+def _setting_of(handles: Sequence[RunHandle], emit: Callable[[Log], None]) -> Setting:
+    tasks = [handle.task for handle in handles]
     _check_group(tasks)
     task = tasks[0]
     device, no_graph = _choose_device(task, emit)
@@ -100,7 +102,7 @@ def _setting_of(tasks: Sequence[TrainingTask], emit: Callable[[Log], None]) -> S
 
     rows = reader(task.train_cache) if any(method.needs_teacher for method in methods) else None
     wanted = {statistic for method in methods for statistic in method.cache_statistics}
-    over_cache = {} if rows is None else read_cache_statistics(rows, wanted)
+    over_cache = {} if rows is None else read_cache_statistics(rows, wanted, lambda: _obey_signals(handles))
     views_per_step = max(method.views for method in methods)
     replicas = Replicas(task.rank, training.actors, task.folder, device)
     return Setting(
@@ -143,6 +145,20 @@ def _choose_device(task: TrainingTask, emit: Callable[[Log], None]) -> tuple[tor
     if device.type == "cuda" and task.memory_fraction < 1.0:
         torch.cuda.set_per_process_memory_fraction(task.memory_fraction, device)
     return device, no_graph
+
+
+def _obey_signals(handles: Sequence[RunHandle]) -> None:
+    """Obey stop or pause where all runs are to; of several processes of one student, each stops alone.
+
+    Raises:
+        Stopped, Paused: a run that is to stop among others that are to pause is put down as they are.
+    """
+    signal = min(handle.signal for handle in handles)
+    where = "while statistics over the whole cache were read"
+    if signal is Signal.STOP:
+        raise Stopped(f"the training was stopped {where}")
+    if signal is Signal.PAUSE and handles[0].task.training.actors == 1:
+        raise Paused(f"the training was paused {where}")
 
 
 def _check_group(tasks: Sequence[TrainingTask]) -> None:

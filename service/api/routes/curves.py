@@ -35,17 +35,20 @@ def get_curves(
 ) -> Response:
     """Of all epochs, or of those that ended since another answer: a page polls with `after=last_id`.
 
-    An epoch that comes again, trained twice after a kill, replaces the earlier one.
+    An epoch that comes again, trained twice after a kill, replaces the earlier one. Where there would be more than a
+    million numbers, epochs are left out evenly, as `every` says: ask for fewer metrics by `metric`, or for a run's own.
     """
-    found = curves_of(ctx.database, job_id, after)
+    found = curves_of(ctx.database, job_id, after, None if metric is None else len(metric))
     if after == 0:
         # Once, for these epochs do not change: those that a retry has from the run that it tries again.
         for run in found.runs:
             if run.retry_of is not None:
-                found.epochs[run.id] = {int(line["epoch"]): line for line in ctx.queries.metrics(run.id)}
+                lines = {int(line["epoch"]): line for line in ctx.queries.metrics(run.id)}
+                last = max(lines, default=0)
+                found.epochs[run.id] = {epoch: lines[epoch] for epoch in lines if found.has(epoch, last)}
     names = distinct_names([(run.method, run.method_spec) for run in found.runs])
     shown = [_show(run, name, found.epochs[run.id], metric) for run, name in zip(found.runs, names, strict=True)]
-    return document(JobCurves(job_id=job_id, last_id=found.last_seq, runs=shown))
+    return document(JobCurves(job_id=job_id, last_id=found.last_seq, every=found.every, runs=shown))
 
 
 def _show(

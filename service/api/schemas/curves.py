@@ -30,4 +30,8 @@ class JobCurves(Document):
     object: Literal["curves"] = "curves"
     job_id: str
     last_id: int = Field(description="number of the newest event in this part")
+    every: int = Field(
+        description="1 if it has all epochs; else, because they would be more than a million numbers, of each run the "
+        "first, the last and those whose number this power of two divides"
+    )
     runs: list[RunCurves] = Field(description="all of the job, in the order of the plan")

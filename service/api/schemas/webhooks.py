@@ -1,6 +1,7 @@
 """Documents of webhooks: the request for one, and its delivery."""
 
 from datetime import datetime
+from typing import Self
 
 from pydantic import ConfigDict, Field, HttpUrl
 
@@ -32,15 +33,13 @@ class WebhookDelivery(Document):
     next_attempt_at: datetime | None
 
     @classmethod
-    def of(cls, row: WebhookDeliveryRecord) -> "WebhookDelivery":
+    def of(cls, row: WebhookDeliveryRecord) -> Self:
         """Document of a row."""
-        return cls(
-            url=row.url,
-            id=row.id,
-            status=DeliveryStatus(row.status),
-            attempts=row.attempts,
-            last_attempt_at=row.last_attempt_at,
-            last_status_code=row.last_status_code,
-            last_error=row.last_error,
-            next_attempt_at=row.next_at,
-        )
+        columns = {name: getattr(row, name) for name in cls.model_fields if name != "next_attempt_at"}
+        return cls.model_validate({**columns, "next_attempt_at": row.next_at})
+
+
+class JobWebhook(WebhookDelivery):
+    """Delivery of a job's webhook in the list of all."""
+
+    job_id: str

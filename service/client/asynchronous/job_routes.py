@@ -53,6 +53,10 @@ class JobRoutes(Reports):
         query = filters_query(filters)
         return self._connection.pages("/v1/jobs", lambda document: AsyncJobSummary(document, self), query)
 
+    def webhooks(self, *, status: str | None = None) -> AsyncIterator[documents.JobWebhook]:
+        """List how far the webhooks of all jobs are, newest first; ``status="given_up"`` keeps those, say."""
+        return self._connection.pages("/v1/webhooks", documents.JobWebhook, {"status": status} if status else {})
+
     async def job(self, job_id: str) -> AsyncJob:
         """Get a job with its state, stage and progress."""
         return await self._connection.typed("GET", f"/v1/jobs/{path_part(job_id)}", self._job)

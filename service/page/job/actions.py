@@ -109,9 +109,19 @@ async def delete_job(api: ViewerApi, job: Document) -> None:
     await ask_and_delete(api, f"/v1/jobs/{job['id']}", job["name"] or job["id"], also=also, leads_to="/jobs")
 
 
+async def delete_run(api: ViewerApi, run: Document) -> None:
+    """Ask, saying what it frees; delete a run and lead to the others of its job."""
+    also = "Its events and files go; the job's other runs and the caches stay."
+    leads_to = f"/jobs/{run['job_id']}?tab=runs"
+    await ask_and_delete(api, f"/v1/runs/{run['id']}", f"the run {run['name']}", also=also, leads_to=leads_to)
+
+
 async def toggle_pin(api: ViewerApi, job: Document, done: Done) -> None:
     """Keep a job from deletion, or let it be deleted again."""
     path = f"/v1/jobs/{job['id']}/pin"
+    text = "It may be deleted again, by request and by age."
+    if job["pinned"] and not await confirm("Unpin the job?", text, "Unpin"):
+        return
     action = api.delete(path) if job["pinned"] else api.post(path)
     if await attempt(action, "It may be deleted again" if job["pinned"] else "It is kept from deletion"):
         await done()

@@ -9,8 +9,9 @@ from nicegui import ui
 from service.page.job.url_state import UrlState
 from service.page.viewer import ViewerApi
 
-# Between two looks at what is worked on, and at what has ended.
+# Between two looks at what is worked on, at what is to end its first epoch, and at what has ended.
 LIVE_S = 1.0
+FIRST_S = 0.4
 ENDED_S = 15.0
 Listener = Callable[[bool], Awaitable[None]]
 
@@ -36,6 +37,11 @@ class FollowedPage(ABC):
     def is_live(self) -> bool:
         """Whether it has not ended."""
 
+    @property
+    @abstractmethod
+    def is_first_due(self) -> bool:
+        """Whether the first epoch is being trained: its point, the first of all curves, is to be drawn at once."""
+
     @abstractmethod
     async def look(self) -> bool:
         """Read the document anew; return whether anything has changed. Raises Problem."""
@@ -49,7 +55,8 @@ class FollowedPage(ABC):
         # One at a time: an action looks as well, and parts would add the same news twice.
         async with self._refreshing:
             is_changed = await self.look()
-            for listener in (*self.head, *self.listeners):
+            # The curves before the head, which asks for more.
+            for listener in (*self.listeners, *self.head):
                 await listener(is_changed)
         if self.timer is not None:
-            self.timer.interval = LIVE_S if self.is_live else ENDED_S
+            self.timer.interval = ENDED_S if not self.is_live else FIRST_S if self.is_first_due else LIVE_S

@@ -11,7 +11,7 @@ from service.page.job.actions import action_buttons, delete_job, toggle_pin
 from service.page.job.health import is_live
 from service.page.job.labels import edit_labels, show_labels
 from service.page.job.page import JobPage
-from service.page.job.words import NOTHING, ended_runs, eta_words, fraction_done, inference_words
+from service.page.job.words import NOTHING, ended_runs, eta_words, fraction_done, inference_words, webhook_words
 from service.page.viewer import Document, Problem
 
 _RETRIED = ("failed", "cancelled")
@@ -95,6 +95,9 @@ async def _facts(page: JobPage) -> None:
         times = ui.element("div").classes("links")
         ui.label("Teacher's forward passes")
         forwards = ui.label()
+        if page.job["webhook"]:
+            ui.label("Webhook")
+            webhook = ui.label()
         if page.job["retry_of"]:
             ui.label("Tries again")
             ui.link(page.job["retry_of"], f"/jobs/{page.job['retry_of']}")
@@ -104,6 +107,8 @@ async def _facts(page: JobPage) -> None:
         job = page.job
         counted = job["teacher_forwards"]
         forwards.set_text(f"{counted['run']:,} run, {counted['avoided']:,} avoided" if counted else NOTHING)
+        if job["webhook"]:
+            webhook.set_text(webhook_words(job["webhook"]))
         now = [job["caches"], job["started_at"], job["finished_at"]]
         if shown != now:
             shown[:] = now

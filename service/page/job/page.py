@@ -36,6 +36,12 @@ class JobPage(FollowedPage):
         """Whether the job has not ended."""
         return is_live(self.job["state"])
 
+    @property
+    def is_first_due(self) -> bool:
+        """Whether runs are trained, none of which has ended an epoch."""
+        is_training = self.job["state"] == "running" and self.job["stage"] == "training"
+        return is_training and not any(run.values for run in self.store.runs.values())
+
     async def read_curves(self) -> bool:
         """Read what is new of the curves, and what is wrong with runs. Returns whether anything is. Raises Problem."""
         is_changed = await self.store.update()

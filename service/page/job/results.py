@@ -12,7 +12,22 @@ from service.page.job.words import NOTHING, number, percent, spread
 from service.page.paths import viewer_url
 from service.page.viewer import Document
 
-DEFAULTS = {"baseline": "", "confidence": "0.95", "paired": "seeds"}
+# Columns that can be chosen, beside the name, which is always there.
+_CHOICES = {
+    "n": "Seeds",
+    "top1": "Top-1",
+    "difference": "Difference",
+    "mcnemar": "McNemar's test",
+    "agreement": "Agreement",
+    "nll": "NLL",
+    "ece": "ECE",
+    "ece_calibrated": "ECE, calibrated",
+    "top5": "Top-5",
+    "worst": "Worst class",
+}
+# As many as a desk's screen takes.
+_SHOWN = ("top1", "difference", "mcnemar", "agreement", "ece", "ece_calibrated", "worst")
+DEFAULTS = {"baseline": "", "confidence": "0.95", "paired": "seeds", "columns": ",".join(_SHOWN)}
 SPLITS = ("test", "validation")
 _CONFIDENCES = {"0.9": "90 %", "0.95": "95 %", "0.99": "99 %"}
 _PAIRED = {"seeds": "paired by seed", "samples": "and McNemar's test of each seed"}
@@ -27,7 +42,8 @@ async def show_results(page: JobPage) -> None:
         baseline = ui.select(sorted({*methods, "ce"}), label="Difference to", value=chosen)
         confidence = ui.select(_CONFIDENCES, label="Interval", value=page.url.choice("confidence", _CONFIDENCES))
         paired = ui.select(_PAIRED, label="Differences", value=page.url.choice("paired", _PAIRED))
-        for each in (baseline, confidence, paired):
+        columns = ui.select(_CHOICES, label="Columns", value=_chosen(page), multiple=True)
+        for each in (baseline, confidence, paired, columns):
             each.props("outlined dense options-dense").classes("control")
     content = ui.element("div").classes("tab-content")
 
@@ -43,10 +59,11 @@ async def show_results(page: JobPage) -> None:
 
     async def choose() -> None:
         picked = "" if baseline.value == "ce" else str(baseline.value)
-        page.url.set(baseline=picked, confidence=str(confidence.value), paired=str(paired.value))
+        shown = ",".join(name for name in _CHOICES if name in columns.value)
+        page.url.set(baseline=picked, confidence=str(confidence.value), paired=str(paired.value), columns=shown)
         await attempt(draw())
 
-    for each in (baseline, confidence, paired):
+    for each in (baseline, confidence, paired, columns):
         each.on_value_change(choose)
     succeeded = [page.job["progress"]["runs"]["succeeded"]]
 
@@ -58,6 +75,11 @@ async def show_results(page: JobPage) -> None:
 
     page.listeners.append(follow)
     await draw()
+
+
+def _chosen(page: JobPage) -> list[str]:
+    """Columns that are shown beside the name."""
+    return [name for name in page.url["columns"].split(",") if name in _CHOICES]
 
 
 def _params(page: JobPage) -> dict[str, str]:
@@ -75,7 +97,8 @@ def _show(page: JobPage, report: Document) -> None:
         rows = group_rows(report, split)
         if rows:
             section_heading(f"{split.capitalize()} split")
-            table(_columns(report, split), rows, title=f"Results on the {split} split").classes("results-table")
+            columns = columns_of(report, split, _chosen(page))
+            table(columns, rows, title=f"Results on the {split} split").classes("results-table")
     _show_epochs(report)
     for note in report["notes"]:
         ui.label(f"Note: {note}").classes("muted")
@@ -87,7 +110,8 @@ def _show(page: JobPage, report: Document) -> None:
         ui.link("CSV of every run", viewer_url(f"{page.path}/report?format=csv&group=runs"))
 
 
-def _columns(report: Document, split: str) -> list[dict[str, Any]]:
+def columns_of(report: Document, split: str, chosen: Sequence[str]) -> list[dict[str, Any]]:
+    """Columns of a split's table: the name, and those that are chosen."""
     level = f"{100 * report['confidence']:g} %"
     baseline = report["baseline"] or "baseline"
     columns = [
@@ -104,7 +128,7 @@ def _columns(report: Document, split: str) -> list[dict[str, Any]]:
     ]
     if any((group[split] or {}).get("samples") for group in report["groups"]):
         columns.insert(4, column("mcnemar", "McNemar, p of each seed"))
-    return columns
+    return [each for each in columns if each["name"] in ("name", *chosen)]
 
 
 def group_rows(report: Document, split: str) -> list[Document]:

@@ -4,7 +4,7 @@ from nicegui import ui
 
 from service.page.elements import local_time, set_state, state_badge
 from service.page.frame import heading
-from service.page.job.actions import action_buttons
+from service.page.job.actions import action_buttons, delete_run
 from service.page.job.followed import FollowedPage
 from service.page.job.health import is_live
 from service.page.job.url_state import UrlState
@@ -35,6 +35,11 @@ class RunPage(FollowedPage):
         """Whether the run has not ended."""
         return is_live(self.run["state"])
 
+    @property
+    def is_first_due(self) -> bool:
+        """Whether the run trains its first epoch."""
+        return bool(self.run["state"] == "running" and self.run["epoch"] == 0)
+
     async def look(self) -> bool:
         """Read the run; return whether it has changed. Raises Problem."""
         before = self.run
@@ -49,6 +54,8 @@ def show_run_head(page: RunPage) -> None:
     with ui.element("div").classes("job-head"):
         badge = state_badge(run["state"])
         show_actions = action_buttons(page.api, page.path, run["name"], page.refresh)
+        delete = ui.button("Delete", icon="delete", on_click=lambda: delete_run(page.api, page.run))
+        delete.props("no-caps outline dense padding='4px 10px' color=negative data-action=delete")
         ui.link(f"Job: {page.job['name'] or page.job['id']}", f"/jobs/{run['job_id']}?tab=runs")
         ui.link("Gallery of its pictures", f"/gallery?run={run['id']}")
     bar = ui.linear_progress(0.0, show_value=False, size="8px").props("aria-label='Epochs that have ended'")
@@ -71,6 +78,7 @@ def show_run_head(page: RunPage) -> None:
         now = page.run
         set_state(badge, now["state"])
         show_actions(now["state"], now["state"] in ("failed", "cancelled"))
+        delete.set_visibility(not is_live(now["state"]))
         bar.set_value(_fraction(now))
         bar.set_visibility(is_live(now["state"]))
         words.set_text(progress_words(now))

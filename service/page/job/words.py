@@ -62,3 +62,10 @@ def eta_words(document: Document, now: datetime | None = None) -> str:
     eta = document["eta"]
     based = f" (by {eta['based_on']})" if eta.get("based_on") else ""
     return f"about {duration(left)} left{based}" if left > 0 else f"due any moment{based}"
+
+
+def webhook_words(delivery: Mapping[str, str | int | None]) -> str:
+    """How far the delivery of a job's webhook is, and why the last attempt failed."""
+    attempts = f" after {delivery['attempts']} attempts" if delivery["attempts"] else ""
+    why = f": {delivery['last_error']}" if delivery["last_error"] else ""
+    return f"{str(delivery['status']).replace('_', ' ')}{attempts}{why}"

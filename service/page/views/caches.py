@@ -4,11 +4,12 @@ import itertools
 
 from nicegui import ui
 
-from service.page.charts import PALETTE, base_options, chart
+from service.page.charts import PALETTE, base_options, chart, hide_legend
 from service.page.deletion import ask_and_delete
 from service.page.elements import (
     attempt,
     column,
+    confirm,
     empty_state,
     facts,
     local_time,
@@ -29,7 +30,7 @@ _COLUMNS = (
     column("views", "Views", align="right"),
     column("encoding", "Encoding"),
     column("size", "Size", align="right"),
-    column("state", "State"),
+    column("state", "State", kind="state"),
     column("pinned", "Pinned"),
     column("last_used_at", "Last used", kind="time"),
 )
@@ -116,6 +117,8 @@ def _actions(api: ViewerApi, shown: Document) -> None:
             ui.notify("; ".join(found["problems"][:5]), type="negative", multi_line=True, timeout=15000)
 
     async def toggle_pin() -> None:
+        if shown["pinned"] and not await confirm("Unpin the cache?", "It may be evicted and deleted again.", "Unpin"):
+            return
         change = api.delete(f"{path}/pin") if shown["pinned"] else api.post(f"{path}/pin")
         if await attempt(change):
             ui.navigate.reload()
@@ -169,7 +172,7 @@ def _histogram(title: str, statistic: Document) -> None:
     edges, counts = statistic["histogram"]["edges"], statistic["histogram"]["counts"]
     middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
     options = base_options(title, x=title, y="rows", zoom=False)
-    options["legend"] = {"show": False}
+    hide_legend(options)
     bar = {"type": "bar", "barWidth": "96%", "color": PALETTE[0], "data": list(zip(middles, counts, strict=False))}
     options["series"] = [bar]
     total = sum(counts) or 1

@@ -47,8 +47,8 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
         form = JobForm(catalog, document, preview.show)
 
     async def submit() -> None:
-        if not form.is_readable:
-            ui.notify("A field cannot be read: it says why. Nothing was started.", type="negative")
+        if unreadable := form.unreadable():
+            ui.notify(f"Nothing was started. {'; '.join(unreadable)}", type="negative", multi_line=True, timeout=9000)
             return
         try:
             posted = await api.post("/v1/jobs", form.document)
@@ -80,6 +80,8 @@ class Preview:
         self._document: Document = {}
         section_heading("Before it starts")
         self._answer = ui.element("div").props("aria-live=polite")
+        with self._answer:
+            ui.label("What it does and costs is being asked for ...").classes("muted")
         section_heading("The same by HTTP")
         self._json = copyable("", language="json")
         self._curl = copyable("")

@@ -156,7 +156,7 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str, colours: Mapping[
     runs = [run for run in found["runs"] if any(v is not None for v in run["metrics"].get(middle) or [])]
     if not runs:
         return
-    section_heading("Over the epochs: median, and from the 5 % to the 95 % quantile")
+    section_heading("Over the epochs, of each method's first seed: median, and from the 5 % to the 95 % quantile")
     firsts = {(run["student"], run["method"]): run for run in reversed(runs)}
     # Of two methods with one name, curves have that name, histograms others.
     colours = colours_of([*colours, *(method for _, method in firsts)])
@@ -164,7 +164,7 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str, colours: Mapping[
     options["xAxis"]["minInterval"] = 1
     options["yAxis"]["logBase"] = 2
     for (student, method), run in sorted(firsts.items()):
-        name = f"{method}, {student}, seed {run['seed']}"
+        name = method if len({student for student, _ in firsts}) == 1 else f"{method}, {student}"
         for metric in wanted:
             style = {"width": 2, "type": "solid"} if metric == middle else {"width": 1, "type": "dashed"}
             points = list(zip(run["epoch"], run["metrics"].get(metric) or [], strict=False))

@@ -1,7 +1,9 @@
 """Curves of a job: every epoch of every run as columns, and what came since."""
 
+import pytest
 from sqlalchemy import insert, update
 
+from service.db import curve_queries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.packed_events import compact
 from service.db.states import State
@@ -74,3 +76,26 @@ def test_curves_of_packed_damaged_and_retried_runs_are_whole(api: Api) -> None:
         session.connection().exec_driver_sql("UPDATE events SET data = '{' WHERE n = 99")
         session.execute(update(JobRecord).values(priority=2))
     assert api.client.get(f"/v1/jobs/{again['id']}/curves").json()["runs"] == shown["runs"]
+
+
+def test_curves_of_very_many_epochs_are_thinned_evenly_with_the_first_and_the_last(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two runs with 7 and 5 epochs of two metrics: 24 numbers, where 10 are allowed."""
+    job = api.post_job(methods=["ce", "kd"])
+    api.records.claim_job()
+    for run, epochs in zip(api.queries.runs(job["id"])[0], (7, 5), strict=True):
+        train(api, run, start_run(api.records, run.id) or 0, dict.fromkeys(range(1, epochs + 1), 1.0))
+    path = f"/v1/jobs/{job['id']}/curves"
+    whole = api.client.get(path).json()
+    assert (whole["every"], [run["epoch"] for run in whole["runs"]]) == (1, [[*range(1, 8)], [*range(1, 6)]])
+    monkeypatch.setattr(curve_queries, "NUMBERS_MAX", 10)
+    found = api.client.get(path, params={"metric": ["loss", "top1"]}).json()
+    assert (found["every"], found["last_id"]) == (4, whole["last_id"])
+    assert [run["epoch"] for run in found["runs"]] == [[1, 4, 7], [1, 4, 5]]
+    assert [len(run["metrics"]["top1"]) for run in found["runs"]] == [3, 3]
+    # One metric of the same epochs is half as much.
+    assert api.client.get(path, params={"metric": "loss"}).json()["every"] == 2
+    # A poll counts what is new alone.
+    later = api.client.get(path, params={"after": whole["last_id"] - 2, "metric": "loss"}).json()
+    assert (later["every"], [run["epoch"] for run in later["runs"]]) == (1, [[], [4, 5]])

@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from service.cli.base import CommandFailed
-from service.cli.reproduce import compare, find_teacher
+from service.cli.reproduce import compare, find_teacher, rename_customs
 from service.client.client import Client
 
 BUNDLE: dict[str, Any] = {
@@ -81,3 +81,14 @@ def test_find_teacher_wants_digest_output_and_preprocessing() -> None:
         find(sha256="5" * 64)
     with pytest.raises(CommandFailed, match="with another output or preprocessing: upload it"):
         find(preprocessing={"size": [8, 8]})
+
+
+def test_custom_methods_named_like_a_preset_are_renamed_and_no_others() -> None:
+    """As earlier versions took them; today's refuse such a job."""
+    terms = [{"policy": {"kind": "fixed"}}]
+    named = [{"preset": "custom", "name": name, "terms": terms} for name in ("kd", "mine", "custom")]
+    job = {"seeds": [0], "methods": [{"preset": "kd"}, *named]}
+    found = rename_customs(job, {"ce", "kd", "custom"})
+    assert [method.get("name") for method in found["methods"]] == [None, "custom_kd", "mine", "custom"]
+    assert {**found, "methods": 0} == {**job, "methods": 0}
+    assert found["methods"][1]["terms"] == terms

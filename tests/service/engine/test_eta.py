@@ -14,8 +14,9 @@ from service.db.states import State
 from service.engine import eta
 from service.engine.eta import EtaKeeper
 from service.estimates.history import read_measured
-from service.estimates.workload import Slots
+from service.estimates.workload import Slots, Workload, workload_of
 from tests.support.service_helpers import Api
+from workers.config.job import Plan
 
 pytest_plugins = ["tests.support.service_fixtures"]
 SLOTS = Slots(cpu=1)
@@ -228,3 +229,26 @@ def measured_job(api: Api) -> None:
             run = session.get_one(RunRecord, run_id)
             run.started_at = at + timedelta(seconds=6 + 16 * number)
             run.finished_at = run.started_at + timedelta(seconds=16)
+
+
+def test_workloads_that_an_ended_run_makes_stale_are_computed_a_few_in_a_look(
+    api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine waits for a look, and each run that ends makes the workloads of all jobs stale."""
+    for _ in range(3):
+        begin(api)
+    clock.look()
+    computed: list[Plan] = []
+
+    def compute(plan: Plan, *rest: Any, **options: Any) -> Workload:  # noqa: ANN401  # as the function has them
+        computed.append(plan)
+        return workload_of(plan, *rest, **options)
+
+    monkeypatch.setattr(eta, "workload_of", compute)
+    monkeypatch.setattr(eta, "_WORKLOADS_S", 0.0)
+    clock.look()
+    assert computed == []
+    measured_job(api)
+    for expected in (1, 2, 3, 3):
+        clock.look()
+        assert len(computed) == expected

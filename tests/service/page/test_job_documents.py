@@ -1,18 +1,23 @@
 """Words and rows that a job's view makes of documents of the API."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from service.page.charts import hide_legend, on_phones
 from service.page.job.confusion import CLASSES_MAX, chosen_classes, confused_rows, confusion_options
 from service.page.job.evaluation import class_rows, reliability_options
 from service.page.job.events import event_words
-from service.page.job.results import difference_words, epoch_rows, group_rows
+from service.page.job.measures import RunCurve
+from service.page.job.page import JobPage
+from service.page.job.results import DEFAULTS, columns_of, difference_words, epoch_rows, group_rows
 from service.page.job.run_parts import log_line
 from service.page.job.runs import run_row
 from service.page.job.scatter import points_of
+from service.page.job.url_state import UrlState
 from service.page.job.words import duration, eta_words
+from service.page.viewer import ViewerApi
 
 DIFFERENCE = {"mean": 0.012, "low": 0.009, "high": 0.0145, "n": 3}
 
@@ -120,3 +125,38 @@ def test_run_row_warns_and_says_why() -> None:
     row = run_row(run, None, {"run_1": "failed"})
     assert row["words"] == "⚠ failed: loss is not finite"
     assert (row["epoch"], row["loss"], row["top1"]) == ("2 of 9, 25 % of the next", "2.000", "–")
+
+
+def test_legend_of_a_few_lines_is_shown_whole_on_a_phone() -> None:
+    bins = {"rows": [0, 3], "accuracy": [None, 0.5], "confidence": [None, 0.9]}
+    options = reliability_options(bins, bins, "title")
+    [narrow, wide] = on_phones(options)["media"]
+    assert (narrow["option"]["legend"]["type"], wide["option"]["legend"]["type"]) == ("plain", "scroll")
+    assert narrow["option"]["grid"]["top"] > wide["option"]["grid"]["top"]
+    assert on_phones({**options, "series": options["series"][:1]}) == {}
+    hide_legend(options)
+    assert on_phones(options) == {}
+
+
+def test_columns_of_results_are_those_that_are_chosen_beside_the_name() -> None:
+    report = {"confidence": 0.95, "baseline": "ce", "groups": [{"test": {"samples": None}}]}
+    assert [each["name"] for each in columns_of(report, "test", ["top1", "mcnemar"])] == ["name", "top1"]
+    shown = [each["name"] for each in columns_of(report, "test", DEFAULTS["columns"].split(","))]
+    assert shown == ["name", "top1", "difference", "agreement", "ece", "ece_calibrated", "worst"]
+    tested = {**report, "groups": [{"test": {"samples": [{"seed": 0, "p_value": 0.5}]}}]}
+    assert [each["name"] for each in columns_of(tested, "test", ["mcnemar"])] == ["name", "mcnemar"]
+
+
+def test_first_epoch_is_looked_for_more_often_until_it_has_ended() -> None:
+    job: dict[str, Any] = {"id": "job_a", "state": "running", "stage": "training"}
+    page = JobPage(cast("ViewerApi", None), job, cast("UrlState", None))
+    assert page.is_first_due
+    page.job = {**job, "stage": "inference"}
+    assert not page.is_first_due
+    page.job = {**job, "state": "queued"}
+    assert not page.is_first_due
+    page.job = job
+    page.store.runs["run_a"] = RunCurve("run_a", "a", "s", "kd", seed=0, state="running", epochs=3)
+    assert page.is_first_due
+    page.store.runs["run_a"].values["top1"] = {1: 0.5}
+    assert not page.is_first_due

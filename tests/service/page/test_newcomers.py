@@ -187,3 +187,17 @@ def test_an_open_page_goes_on_after_api_and_engine_were_killed(
         service.start(name)
     visitor.page.wait_for_function(f"({EPOCHS_SHOWN})() > {seen}", timeout=180_000)
     assert service.client.job(live["id"])["state"] == "running"
+
+
+def test_a_run_is_deleted_after_a_question_that_says_what_it_frees(
+    service: Processes, ended: dict[str, Any], visitor: Visitor
+) -> None:
+    run_id, *others = ended["run_ids"]
+    visitor.open(f"/runs/{run_id}")
+    visitor.click("button", "Delete")
+    question = visitor.page.get_by_role("alertdialog")
+    assert re.search(r"This frees \d", question.inner_text())
+    visitor.click("button", "Delete", within=question)
+    visitor.page.wait_for_url(re.compile(f"/jobs/{ended['id']}"))
+    assert service.client.job(ended["id"])["run_ids"] == others
+    assert not visitor.faults()

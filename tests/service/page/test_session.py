@@ -163,6 +163,24 @@ def test_page_leaves_unknown_paths_and_methods_to_the_api(page: PageService) -> 
         assert "GET" in answer.headers["allow"]
 
 
+def test_page_answers_a_browser_that_is_lost_with_its_navigation(page: PageService) -> None:
+    """A program, which asks for no HTML, has the API's problem."""
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    with page.client(logged_in=True) as client:
+        for path in ("/nothing", "/docs/nothing", "/jobs/job_x/nothing", "/<b>nothing"):
+            answer = client.get(path, headers=browser)
+            assert answer.status_code == 404
+            assert answer.headers["content-type"].startswith("text/html"), path
+            assert '<a href="/datasets">Datasets</a>' in answer.text
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert "<b>" not in answer.text
+        assert client.get("/v1/nothing", headers=browser).headers["content-type"] == "application/problem+json"
+        assert client.get("/docs/", headers=browser).headers["location"].endswith("/docs")
+    with page.client() as client:
+        assert client.get("/nothing", headers=browser).status_code == 404
+        assert client.get("/jobs/job_x/nothing", headers=browser).status_code == 303
+
+
 def test_page_loads_and_sends_to_no_other_host(page: PageService) -> None:
     with page.client(logged_in=True) as client:
         answer = client.get("/jobs")

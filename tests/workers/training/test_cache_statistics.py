@@ -9,10 +9,11 @@ import torch
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.workers.training.test_loop import stop_after
-from workers.errors import Stopped
+from workers.errors import Paused, Stopped, WorkerError
 from workers.events import Epoch, Log, ignore, never
 from workers.methods.cache_statistics import CacheStatistic
-from workers.teacher.cache_statistics import read_cache_statistics
+from workers.methods.cache_values import ClassConfidence
+from workers.teacher.cache_statistics import kept_path, read_cache_statistics
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
 
@@ -25,6 +26,7 @@ def test_read_cache_statistics_are_of_every_view_of_the_cache(digits: Digits, mo
         logits_RC = np.concatenate([reader.logits(view) for view in range(reader.spec.views)]).astype(np.float64)
         found = read_cache_statistics(reader, LUD)
         monkeypatch.setattr("workers.teacher.cache_statistics._CELLS", 1000)
+        kept_path(reader, LUD[0]).unlink()
         np.testing.assert_allclose(read_cache_statistics(reader, LUD)[LUD[0]], found[LUD[0]], rtol=1e-6)
         assert read_cache_statistics(reader, ()) == {}
     p_RC = np.exp(logits_RC / 4.0) / np.exp(logits_RC / 4.0).sum(axis=1, keepdims=True)
@@ -116,3 +118,62 @@ def test_cache_statistics_are_told_of_the_run_that_reads_them_alone(digits: Digi
         for method, events in told.items()
     }
     assert reads == {"kd": False, "lud": True}
+
+
+def test_statistics_over_logits_are_kept_beside_the_cache_until_they_are_damaged(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with digits.train_reader() as reader:
+        found = read_cache_statistics(reader, LUD)
+        text = kept_path(reader, LUD[0]).read_text()
+        with monkeypatch.context() as patch:
+            patch.setattr(ClassConfidence, "add", None)
+            again = read_cache_statistics(reader, LUD)
+            assert all(np.array_equal(again[each], found[each]) for each in LUD)
+            # Another temperature is another file.
+            with pytest.raises(TypeError):
+                read_cache_statistics(reader, [CacheStatistic("confident_classes", 2.0)])
+        for damaged in ("{", "{}", text.replace("0.", "0.1", 1)):
+            kept_path(reader, LUD[0]).write_text(damaged)
+            assert np.array_equal(read_cache_statistics(reader, LUD)[LUD[0]], found[LUD[0]])
+            assert kept_path(reader, LUD[0]).read_text() == text
+
+
+@pytest.mark.parametrize(("signals", "expected"), [("SS", Stopped), ("PS", Paused), ("S-", None)])
+def test_reading_a_whole_cache_is_ended_once_all_runs_of_the_group_are_to_end(
+    digits: Digits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: str,
+    expected: type[WorkerError] | None,
+) -> None:
+    """It takes minutes for a large cache; where a run is to go on it has to be read."""
+    monkeypatch.setattr("workers.teacher.cache_statistics._CELLS", 1000)
+    pieces: list[int] = []
+    add = ClassConfidence.add
+
+    def count(self: ClassConfidence, logits_rC: np.ndarray) -> None:
+        pieces.append(len(logits_rC))
+        add(self, logits_rC)
+
+    monkeypatch.setattr(ClassConfidence, "add", count)
+    with digits.train_reader() as reader:
+        kept_path(reader, LUD[0]).unlink(missing_ok=True)
+    orders = [digits.order("lud", tmp_path / str(place)) for place in range(len(signals))]
+    handles = [
+        RunHandle(
+            order.model_copy(update={"run": order.run.model_copy(update={"index": place})}),
+            ignore,
+            should_stop=lambda signal=signal: signal == "S" and len(pieces) >= 2,
+            should_pause=lambda signal=signal: signal == "P" and len(pieces) >= 2,
+        )
+        for place, (order, signal) in enumerate(zip(orders, signals, strict=True))
+    ]
+    if expected is None:
+        place, how = next(iter(train_group(handles)))
+        assert (place, type(how)) == (0, Stopped)
+        assert sum(pieces) == digits.train.samples * digits.views.count
+        return
+    with pytest.raises(expected, match="while statistics over the whole cache were read"):
+        list(train_group(handles))
+    assert len(pieces) == 2

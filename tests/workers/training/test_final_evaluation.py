@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.support.digits import SMALL, Digits
-from tests.support.method_inputs import ordinary
 from workers.augmentation.apply import to_input
 from workers.config.task import TrainingTask
 from workers.config.training import AdamW, Training
 from workers.data.holdout_spec import Holdout
 from workers.errors import InvalidJob
-from workers.events import Split, ignore, never
+from workers.events import ignore, never
 from workers.measures import measure
 from workers.methods.combined import PRESETS
 from workers.pipeline import run_job
@@ -28,8 +27,6 @@ from workers.run_files import ARTIFACTS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.plan_caches import plan_caches
 from workers.training.calibration import fit_temperature
-from workers.training.evaluate import EvaluatedSplit
-from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
 
@@ -193,41 +190,6 @@ def test_evaluation_of_a_run_that_another_process_exports_is_that_of_training(di
     for name in ("evaluation.json", "logits.safetensors", "temperatures.json"):
         left_there = [(folder / ARTIFACTS / name).read_bytes() for folder in (tmp_path / "whole", tmp_path / "parted")]
         assert left_there[0] == left_there[1]
-
-
-def evaluated(scale: float, rows: int = 50) -> dict[Split, EvaluatedSplit]:
-    z_NC, _, y_N = ordinary(batch=rows, dtype=torch.float32)
-    z_NC = scale * z_NC
-    return {"validation": EvaluatedSplit(measure(z_NC, y_N), False, z_NC, z_NC.argmax(dim=1), labels_N=y_N)}
-
-
-def test_final_evaluation_keeps_logits_beyond_the_range_of_float16_as_float32() -> None:
-    found = final_evaluation(evaluated(1e6))
-    assert found.tensors["validation"].dtype == torch.float32
-    assert final_evaluation(evaluated(1.0)).tensors["validation"].dtype == torch.float16
-    assert found.documents["validation"]["kl"] is None
-    assert found.calibration is not None
-    assert found.calibration["test"] is None
-
-
-@pytest.mark.parametrize("offset", [0.0, 50.0, 500.0])
-def test_final_evaluation_keeps_logits_of_which_float16_moves_no_row(offset: float) -> None:
-    """No softmax fixes an offset, and far from 0 float16 would make the largest logits of a row alike."""
-    z_NC = 4.0 * torch.randn(5000, 100, generator=torch.Generator().manual_seed(0)) + offset
-    y_N = z_NC.argmax(dim=1)
-    found = final_evaluation({"test": EvaluatedSplit(measure(z_NC, y_N), False, z_NC, y_N, labels_N=y_N)})
-    kept_NC = found.tensors["test"]
-    assert kept_NC.dtype == torch.float16
-    assert torch.equal(kept_NC.argmax(dim=1), y_N)
-    assert final_evaluation(evaluated(1.0), keep_logits=False).tensors == {}
-
-
-def test_final_evaluation_goes_through_a_checkpoint(tmp_path: Path) -> None:
-    found = final_evaluation(evaluated(1.0))
-    torch.save(found.state(), tmp_path / "state")
-    again = FinalEvaluation.of_state(torch.load(tmp_path / "state", weights_only=True))
-    assert (again.documents, again.calibration, again.whole) == (found.documents, found.calibration, found.whole)
-    assert torch.equal(again.tensors["validation"], found.tensors["validation"])
 
 
 # ------------------------------------------------------------------------------------------------------------ presets
