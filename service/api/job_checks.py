@@ -4,6 +4,7 @@ The preflight finds the rest when the job starts: a truncated picture, the teach
 """
 
 from service.api.dependencies import Context
+from service.api.initial_weights import with_known_weights
 from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
@@ -32,8 +33,8 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         InvalidDataset: it is missing, outside the data root, malformed or empty.
         ContractViolation: teacher and dataset have different numbers of classes.
         InvalidJob: what is stated and what a recipe fills in do not go together, a student cannot be trained on
-            pictures of that size or on batches of one, the cache's encoding saves nothing, or the dataset lacks a split
-            that the job needs.
+            pictures of that size or on batches of one, the cache's encoding saves nothing, the dataset lacks a split
+            that the job needs, or the first weights of a student are not there.
     """
     _check_runs(request, context.settings)
     _check_webhook(request, context)
@@ -51,7 +52,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     if size is not None:
         for student in plan.students:
             check_image_side(student.name, min(size))
-    return plan, teacher, source
+    return with_known_weights(plan, context), teacher, source
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:

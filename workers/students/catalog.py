@@ -36,6 +36,7 @@ def _torchvision(family: TorchvisionFamily) -> tuple[StudentInfo, ...]:
             side_multiple=family.side_multiple,
             batch_norm=family.batch_norm,
             torchvision=True,
+            drop_path=family.drop_path,
         )
         for size, parameters in family.sizes.items()
     )
@@ -49,6 +50,11 @@ STUDENTS: Mapping[str, StudentInfo] = MappingProxyType(
 def student_names() -> tuple[str, ...]:
     """Names that a job may use: the bare ones first, then torchvision's."""
     return tuple(STUDENTS)
+
+
+def plain_name(name: str) -> str:
+    """Name of a student without the prefix that says who makes it."""
+    return name.rpartition("/")[2]
 
 
 def check_student(name: str) -> StudentInfo:
@@ -103,6 +109,20 @@ def check_batch_size(name: str, batch_size: int) -> None:
         raise InvalidJob(
             f"student {name!r} has batch normalisation, which needs 2 pictures or more in a batch, and "
             f"training.batch_size is {batch_size}: set it to 2 or more, or choose a student whose batch_norm is false"
+        )
+
+
+def check_drop_path(name: str) -> None:
+    """Refuse a rate of stochastic depth for the student ``name`` if it has none.
+
+    Raises:
+        UnknownName: there is no such student.
+        InvalidJob: it has no stochastic depth.
+    """
+    if not check_student(name).drop_path:
+        raise InvalidJob(
+            f"training.drop_path sets the rate of stochastic depth, and student {name!r} has none: leave it out, or "
+            "choose students whose drop_path is true (GET /v1/students)"
         )
 
 

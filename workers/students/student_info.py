@@ -39,6 +39,7 @@ class StudentInfo:
         side_multiple: height and width must be a multiple of it, in pixels (1: any).
         batch_norm: whether it has batch normalisation: then it cannot be trained on one picture at a time.
         torchvision: whether torchvision makes it.
+        drop_path: whether it has stochastic depth, whose rate ``training.drop_path`` sets.
         network: what makes it; None where torchvision does.
     """
 
@@ -53,4 +54,5 @@ class StudentInfo:
     side_multiple: int = 1
     batch_norm: bool
     torchvision: bool
+    drop_path: bool = False
     network: Network | None = field(default=None, compare=False)

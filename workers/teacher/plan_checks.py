@@ -8,6 +8,7 @@ from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
 from workers.data.prepared import Dataset
+from workers.data.weights_file import check_digest, describe_weights, find_weights
 from workers.errors import ContractViolation, InvalidTeacher
 from workers.events import Emit, Log
 from workers.files import file_sha256
@@ -24,6 +25,28 @@ def check_students(job: JobSpec, train: Dataset) -> None:
     for student in job.students:
         check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
         check_batch_size(student.name, job.training.batch_size)
+
+
+def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
+    """Refuse files of first weights that are not of their student, and say which tensors they give.
+
+    Raises:
+        InvalidJob: as ``find_weights``, ``check_digest`` and ``fit_weights``.
+    """
+    # Imported here: torch's networks, and only for jobs that name weights.
+    from workers.students.build import build_student
+    from workers.students.weights import fit_weights
+
+    side = min(output_size(job.views.augmentation, train.height, train.width))
+    for student in job.students:
+        init = student.init
+        if init == "random":
+            continue
+        path = find_weights(init, student.name, folders)
+        check_digest(init, path)
+        network, larger = (build_student(student.name, train.classes + more, train.channels, side) for more in (0, 1))
+        fit = fit_weights(path, network, larger)
+        emit(Log(message=f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}"))
 
 
 def identify(teacher: TeacherSpec) -> TeacherSpec:
