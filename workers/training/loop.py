@@ -209,7 +209,7 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
     run_state.optimizer.zero_grad(set_to_none=True)
     done: list[tuple[Objective, Tensor, Tensor]] = []
     # One, unless the gradient is accumulated.
-    for part in micro_batches(loaded, training, run_state.replicas.share):
+    for part in micro_batches(loaded, training):
         batch = part.batch
 
         # ---- forward: logits [B, C] of each view; what is kept, and evaluated, is the float32 network

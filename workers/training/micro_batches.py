@@ -6,14 +6,12 @@ looks beyond a part differs: batch normalisation takes its statistics over each,
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
-from torch import Tensor
 
 from workers.config.training import Training
 from workers.objective.statistics import SharedTeacherTerms
-from workers.training.batches import LoadedBatch, Share, ViewBatch
+from workers.training.batches import LoadedBatch, ViewBatch
 
 
 def part_count(rows: int, training: Training) -> int:
@@ -26,52 +24,35 @@ def part_count(rows: int, training: Training) -> int:
     return max(1, min(-(-rows // most), rows // least))
 
 
-def micro_batches(loaded: LoadedBatch, training: Training, share: Share) -> Sequence[LoadedBatch]:
-    """Parts of a batch in order; of several processes each computes its share of every part.
-
-    Args:
-        share: of the batch that has its pictures here.
-    """
-    rows = len(loaded.batch.labels)
-    parts = part_count(rows, training)
-    if parts == 1:
-        return (loaded,)
-    shares = [replace(share, rank=rank).of(rows) for rank in range(share.ranks)]
-    return [_part(loaded, [_cut(own, part, parts) for own in shares], share.rank) for part in range(parts)]
+def micro_batches(loaded: LoadedBatch, training: Training) -> Sequence[LoadedBatch]:
+    """Parts of a batch: rows p, p + P, ... of P parts, so that they are the same rows in however many processes."""
+    parts = part_count(len(loaded.batch.labels), training)
+    return (loaded,) if parts == 1 else [_part(loaded, slice(part, None, parts)) for part in range(parts)]
 
 
-def _cut(rows: slice, part: int, parts: int) -> slice:
-    cut = Share(part, parts).of(rows.stop - rows.start)
-    return slice(rows.start + cut.start, rows.start + cut.stop)
-
-
-def _part(loaded: LoadedBatch, cuts: Sequence[slice], rank: int) -> LoadedBatch:
-    """The rows ``cuts`` of a batch, those of each process; pictures are there of those of ``rank``."""
-    batch, own = loaded.batch, cuts[rank]
-    first = own.start - batch.local_slice.start
-    here = slice(first, first + own.stop - own.start)
-    before = sum(cut.stop - cut.start for cut in cuts[:rank])
-    whole = partial(_rows, cuts=cuts)
+def _part(loaded: LoadedBatch, whole: slice) -> LoadedBatch:
+    """These rows of a batch, by a stride: an index from the host would wait for a GPU."""
+    batch = loaded.batch
+    first, parts, start, stop = whole.start, whole.step, batch.local_slice.start, batch.local_slice.stop
+    # Of the pictures, which are there of some of the rows alone.
+    here = slice((first - start) % parts, None, parts)
+    before, after = (-(-max(row - first, 0) // parts) for row in (start, stop))
     views = tuple(
         ViewBatch(
             seen.images[here],
-            None if seen.teacher_logits is None else whole(seen.teacher_logits),
-            None if seen.teacher_statistics is None else {k: whole(x_B) for k, x_B in seen.teacher_statistics.items()},
+            None if seen.teacher_logits is None else seen.teacher_logits[whole],
+            None if seen.teacher_statistics is None else {k: x_B[whole] for k, x_B in seen.teacher_statistics.items()},
             SharedTeacherTerms(),
         )
         for seen in batch.views
     )
     part = replace(
         batch,
-        rows=whole(batch.rows),
-        device_rows=whole(batch.device_rows),
-        labels=whole(batch.labels),
+        rows=batch.rows[whole],
+        device_rows=batch.device_rows[whole],
+        labels=batch.labels[whole],
         views=views,
-        local_slice=slice(before, before + own.stop - own.start),
+        local_slice=slice(before, after),
     )
-    return replace(loaded, batch=part, inputs=tuple(x_bKHW[here] for x_bKHW in loaded.inputs))
-
-
-def _rows(values_B: Tensor, cuts: Sequence[slice]) -> Tensor:
-    """These rows of a tensor, without an index from the host: that would wait for a GPU."""
-    return values_B[cuts[0]] if len(cuts) == 1 else torch.cat([values_B[cut] for cut in cuts])
+    inputs = tuple(x_bKHW[here].contiguous(memory_format=torch.channels_last) for x_bKHW in loaded.inputs)
+    return replace(loaded, batch=part, inputs=inputs)

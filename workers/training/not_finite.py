@@ -45,7 +45,7 @@ def explain_not_finite(compute: ComputeStep, run_state: RunState, step: int, loa
     part = loaded
     try:
         # A part of a batch is computed at once.
-        for part in micro_batches(loaded, run_state.training, run_state.replicas.share):
+        for part in micro_batches(loaded, run_state.training):
             compute(run_state, part, check=True)
     except NotFinite as error:
         row = "" if error.sample is None else f" (sample {int(part.batch.rows[error.sample])} of the training split)"

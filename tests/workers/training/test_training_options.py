@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.digits import SMALL, Digits, weights
-from tests.workers.training.test_distributed import ONE_STEP, assert_same_but_for_rounding, train_in_processes
+from tests.workers.training.test_distributed import ONE_STEP
 from tests.workers.training.test_loop_groups import assert_same_run, handle
 from workers.config.job import JobSpec
 from workers.config.task import TrainingTask
@@ -270,18 +270,6 @@ def test_runs_with_all_options_end_with_the_same_bits_resumed_and_in_a_group(
     assert_same_run(alone, ended[0], tmp_path / "alone", tmp_path / "2")
     lines = [json.loads(line) for line in (tmp_path / "2/artifacts/metrics.jsonl").read_text().splitlines()]
     assert all("ema_top1" in line for line in lines)
-
-
-@pytest.mark.usefixtures("without_onnx")
-def test_several_processes_make_the_update_of_one_from_an_accumulated_gradient(digits: Digits, tmp_path: Path) -> None:
-    """And average the same weights: three parts of a batch, each shared by two processes."""
-    training = ONE_STEP.model_copy(update={"accumulate": 3, "ema": Ema(decay=0.5)})
-    together = digits.order("ctkd", tmp_path / "together", training.model_copy(update={"actors": 2}))
-    processes = train_in_processes(together)
-    alone = digits.order("ctkd", tmp_path / "alone", training)
-    train_run(alone, ignore, never)
-    assert [process.wait() for process in processes] == [0, 0]
-    assert_same_but_for_rounding(together.folder, alone.folder)
 
 
 @pytest.fixture
