@@ -74,7 +74,7 @@ def plan_caches(
     if "test" not in data:
         _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
     train = data["train"]
-    check_students(job, train)
+    check_students(job, train, emit)
     check_initial_weights(job, train, folders, emit)
     teacher = identify(job.teacher)
     smoke_run(teacher, train, folders, emit)

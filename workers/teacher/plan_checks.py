@@ -16,15 +16,25 @@ from workers.methods.method import Method
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
-from workers.students import check_batch_size, check_image_side
+from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
 from workers.teacher.preflight.report import PreflightReport
 
 
-def check_students(job: JobSpec, train: Dataset) -> None:
+def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
     """Refuse students that cannot take the pictures or the batches: known now, and cheaper than after the inference."""
+    size = output_size(job.views.augmentation, train.height, train.width)
+    rows = job.training.batch_size // job.training.accumulate
     for student in job.students:
-        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
-        check_batch_size(student.name, job.training.batch_size)
+        check_image_side(student.name, min(size))
+        check_batch_size(student.name, rows)
+        if is_known_by_size(STUDENTS[student.name]):
+            continue
+        # Imported here: torch's networks, and only for those that have to be tried.
+        from workers.students.trial import try_student
+
+        drop_path = job.training.drop_path
+        told = try_student(student.name, train.classes, train.channels, size, batch=rows, drop_path=drop_path)
+        emit(Log(message=told))
 
 
 def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
