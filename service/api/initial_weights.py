@@ -7,7 +7,7 @@ from service.errors import InvalidRequest
 from workers.config.initial_weights import FileWeights, RunWeights
 from workers.config.job import Plan, StudentSpec
 from workers.config.task import Folders
-from workers.data.weights_file import check_digest, find_weights
+from workers.config.weights_file import check_digest, find_weights
 from workers.errors import InvalidJob
 from workers.run_files import WEIGHTS
 
@@ -43,7 +43,7 @@ def _with_weights(student: StudentSpec, pointer: str, context: Context, folders:
 
 
 def _of_run(init: RunWeights, student: StudentSpec, pointer: str, context: Context) -> RunWeights:
-    """Where a run's weights lie, and their digest, as the database has them."""
+    """Path and digest of a run's weights, as the database has them."""
     try:
         run = context.queries.get(RunRecord, init.run)
     except LookupError as error:

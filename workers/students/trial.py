@@ -25,7 +25,7 @@ def try_student(
     for device in ("meta", "cpu") if name.startswith(PREFIX) else ("cpu",):
         try:
             with torch.device(device), torch.no_grad():
-                network = build_student(name, classes, in_channels, min(size), drop_path).train()
+                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path).train()
                 logits = network(torch.zeros(shape))
             break
         except Exception as error:

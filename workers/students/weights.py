@@ -18,7 +18,7 @@ _COUNTER = "num_batches_tracked"
 
 @dataclass(frozen=True)
 class Fit:
-    """How a file of weights fits a student.
+    """Fit of a file of weights to a student.
 
     Attributes:
         taken: names of the tensors that it gives.

@@ -7,8 +7,8 @@ from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
+from workers.config.weights_file import check_digest, describe_weights, find_weights
 from workers.data.prepared import Dataset
-from workers.data.weights_file import check_digest, describe_weights, find_weights
 from workers.errors import ContractViolation, InvalidTeacher
 from workers.events import Emit, Log
 from workers.files import file_sha256

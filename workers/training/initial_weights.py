@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from workers.data.weights_file import check_digest, describe_weights, find_weights
+from workers.config.weights_file import check_digest, describe_weights, find_weights
 from workers.events import Log
 from workers.students.weights import fit_weights, load_weights
 from workers.training.run import RunState

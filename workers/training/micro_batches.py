@@ -15,7 +15,7 @@ from workers.training.batches import LoadedBatch, ViewBatch
 
 
 def part_count(rows: int, training: Training) -> int:
-    """How many parts a batch has; a last, smaller one may have fewer, of about as many rows.
+    """Number of parts of a batch; a last, smaller one may have fewer, of about as many rows.
 
     Each has a row in every process, and two in all unless its rows are to be one by one.
     """

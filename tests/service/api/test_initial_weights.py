@@ -67,7 +67,7 @@ def test_job_refuses_weights_that_are_not_there_and_says_where_it_names_them(api
     run_id, unfinished = finished_run(api), api.post_job(methods=["kd"])["run_ids"][0]
     for init, name, message in (
         ({"run": "run_0"}, "cnn_s", "run_0"),
-        ({"run": run_id}, "cnn_m", f"run {run_id} has trained 'cnn_s', the student is 'cnn_m'"),
+        ({"run": run_id}, "cnn_m", f"run {run_id} has trained 'cnn_s', and the student is 'cnn_m'"),
         ({"run": unfinished}, "cnn_s", f"run {unfinished} is {State.QUEUED} and has left no weights"),
     ):
         refused = api.client.post("/v1/jobs", json=api.job_body(**with_init(init, name)))
