@@ -83,7 +83,7 @@ def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Source
     classes = classes_of(teacher) or source.classes
     check_encoding(plan.cache.encoding, classes)
     for student in plan.students:
-        check_batch_size(student.name, plan.training.batch_size)
+        check_batch_size(student.name, plan.training.batch_size // plan.training.accumulate)
     size = student_size(plan)
     if size is not None:
         for student in plan.students:

@@ -177,7 +177,8 @@ def students(context: typer.Context) -> None:
     with options.client() as client:
         found = client.students()
     headers = ("name", "family", "parameters>", "summary")
-    rows = [(item["name"], item["family"], f"{item['parameters_100']:,}", item["summary"]) for item in found]
+    sizes = ["" if item["parameters_100"] is None else f"{item['parameters_100']:,}" for item in found]
+    rows = [(item["name"], item["family"], size, item["summary"]) for item, size in zip(found, sizes, strict=True)]
     options.show(found, lambda: render.table(headers, rows))
 
 

@@ -826,7 +826,7 @@ class Student(TypedDocument):
     family: str
     summary: str
     paper: str
-    parameters_100: int
+    parameters_100: int | None
     min_side: int
     torchvision: bool
     json_schema: dict[str, Any]

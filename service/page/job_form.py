@@ -186,7 +186,9 @@ class JobForm:
 
     def _students(self) -> None:
         options = {
-            each["name"]: f"{each['name']} ({count(each['parameters_100'])} parameters)"
+            each["name"]: each["name"]
+            if each["parameters_100"] is None
+            else f"{each['name']} ({count(each['parameters_100'])} parameters)"
             for each in self._catalog.students
         }
         given = [each if isinstance(each, str) else each["name"] for each in self.document.get("students", [])]

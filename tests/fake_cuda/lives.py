@@ -16,7 +16,7 @@ from workers.config.views import ResizedCrop, Views
 from workers.errors import Stopped
 from workers.events import Epoch
 from workers.run_files import ARTIFACTS, CHECKPOINT
-from workers.students.catalog import STUDENTS
+from workers.students.catalog import OWN, STUDENTS
 from workers.students.student_info import StudentInfo
 from workers.training.loop import train_run
 
@@ -24,7 +24,7 @@ from workers.training.loop import train_run
 def smallest_of_families() -> list[StudentInfo]:
     """One student of each family, the one with the fewest weights."""
     chosen: dict[str, StudentInfo] = {}
-    for info in sorted(STUDENTS.values(), key=lambda info: info.parameters_100):
+    for info in sorted(OWN.values(), key=lambda info: info.parameters_100 or 0):
         chosen.setdefault(info.family, info)
     return list(chosen.values())
 

@@ -26,9 +26,9 @@ ARTIFACTS = [
 EXPORTED_PRESETS = ["ctkd"]
 EXPORTED_STUDENTS = ["cnn_s", "resnet8", "torchvision/squeezenet1_1"]
 
-SMALL = [info.name for info in smallest_of_families() if info.parameters_100 < 50_000_000]
+SMALL = [info.name for info in smallest_of_families() if (info.parameters_100 or 0) < 50_000_000]
 # Gigabytes of weights, momentum and checkpoint.
-LARGE = [info.name for info in smallest_of_families() if info.parameters_100 >= 50_000_000]
+LARGE = [info.name for info in smallest_of_families() if (info.parameters_100 or 0) >= 50_000_000]
 
 
 def _check(run: dict[str, Any], is_exported: bool, more: tuple[str, ...] = ()) -> None:

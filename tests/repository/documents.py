@@ -28,7 +28,7 @@ from workers.config import recipes as job_recipes
 from workers.data.kinds.base import DatasetKind
 from workers.data.kinds.registry import KINDS as DATASET_KINDS
 from workers.methods.catalog import describe, describe_losses, describe_policies
-from workers.students.catalog import STUDENTS
+from workers.students.catalog import OWN
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
@@ -111,10 +111,10 @@ def losses() -> str:
 
 
 def students() -> str:
-    """The networks that can be trained, but torchvision's."""
+    """The networks that can be trained, but torchvision's and those of other packages."""
 
     def rows() -> Iterator[tuple[str, ...]]:
-        for info in STUDENTS.values():
+        for info in OWN.values():
             if not info.torchvision:
                 size = f"{info.parameters_100:,}"
                 yield f"`{info.name}`", info.family, size, f"{info.mmacs_32:g}", f"{info.reference_lr:g}", info.paper

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 from workers.config.cache import CacheOptions
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
+from workers.config.initial_weights import InitialWeights
 from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
@@ -22,7 +23,7 @@ from workers.errors import InvalidJob, UnknownName
 from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import AtMost, Flag, Seed, Spec
-from workers.students.catalog import check_student
+from workers.students.catalog import check_drop_path, check_student
 
 RUNS_MAX = 1000
 
@@ -32,9 +33,14 @@ def _named(value: object) -> object:
 
 
 class StudentSpec(Spec):
-    """A student architecture; a bare name in JSON is accepted for it."""
+    """A student architecture; a bare name in JSON is accepted for it.
+
+    Attributes:
+        init: its first weights: drawn from the run's seed (``random``), an earlier run's, or a file's.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=128)]
+    init: InitialWeights = Field("random", exclude_if=lambda given: given == "random")
 
     @model_validator(mode="after")
     def _exists(self) -> Self:
@@ -120,6 +126,12 @@ class Plan(Spec):
             twice = next((value for value, count in Counter(getattr(self, field)).items() if count > 1), None)
             if twice is not None:
                 raise ValueError(f"{field} names {twice!r} twice; every run of a job must be different")
+        names = [student.name for student in self.students]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(
+                f"students names {twice[0]!r} twice, with other first weights: a report tells runs apart by their "
+                "student's name; post a job for each"
+            )
         return self
 
     @model_validator(mode="after")
@@ -129,6 +141,24 @@ class Plan(Spec):
                 raise InvalidJob(
                     f"method {method.label!r} compares two views of each sample, and views.count is "
                     f"{self.views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _students_have_drop_path(self) -> Self:
+        for student in self.students if self.training.drop_path is not None else ():
+            check_drop_path(student.name)
+        return self
+
+    @model_validator(mode="after")
+    def _samples_apart_where_accumulated(self) -> Self:
+        for method in self.methods if self.training.accumulate > 1 else ():
+            losses = [term.loss.kind for term in method.expand().terms if term.loss.needs_batch]
+            if losses:
+                raise InvalidJob(
+                    f"training.accumulate is {self.training.accumulate}, and loss {losses[0]!r} of method "
+                    f"{method.label!r} compares the samples of a batch with each other, which parts of a batch cannot: "
+                    "leave accumulate out, or set training.actors, which sees whole batches"
                 )
         return self
 

@@ -37,6 +37,32 @@ class AdamW(Spec):
     weight_decay: NonNegative = 0.05
 
 
+class Adam(Spec):
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980) as ``torch.optim.Adam``: weight decay is L2, added to the gradient."""
+
+    kind: Literal["adam"] = "adam"
+    lr: Positive = 1e-3
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+
+class RmsProp(Spec):
+    """RMSprop (Tieleman & Hinton 2012) as ``torch.optim.RMSprop``: eps is added after the root, L2 to the gradient.
+
+    Its usual place are ImageNet recipes of mobile networks; torchvision's of MobileNetV3 has lr 0.064, alpha 0.9, eps
+    0.0316, momentum 0.9 and weight_decay 1e-5.
+    """
+
+    kind: Literal["rmsprop"] = "rmsprop"
+    lr: Positive = 0.01
+    alpha: Momentum = 0.99
+    eps: Positive = 1e-8
+    momentum: Momentum = 0.0
+    centered: Flag = False
+    weight_decay: NonNegative = 0.0
+
+
 class StepSchedule(Spec):
     """Multiply the learning rate by ``gamma`` when each fraction of the epochs has passed.
 
@@ -53,6 +79,48 @@ class CosineSchedule(Spec):
 
     kind: Literal["cosine"] = "cosine"
     final: Fraction = 0.0
+
+
+class OneCycleSchedule(Spec):
+    """One cycle (Smith & Topin 2019, arXiv:1708.07120) as ``torch.optim.lr_scheduler.OneCycleLR``, momentum left alone.
+
+    The learning rate rises to the optimizer's, its maximum, and falls far below where it began, step by step.
+
+    Attributes:
+        pct_start: share of the steps in which it rises.
+        anneal: shape of both slopes.
+        div_factor: the maximum is so many times the first rate.
+        final_div_factor: the first rate is so many times the last.
+        three_phase: fall to the first rate as slowly as it rose, and to the last in the steps that remain.
+    """
+
+    kind: Literal["one_cycle"] = "one_cycle"
+    pct_start: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.3
+    anneal: Literal["cos", "linear"] = "cos"
+    div_factor: Annotated[float, Field(strict=True, ge=1.0, allow_inf_nan=False)] = 25.0
+    final_div_factor: Annotated[float, Field(strict=True, ge=1.0, allow_inf_nan=False)] = 1e4
+    three_phase: Flag = False
+
+    @model_validator(mode="after")
+    def _third_phase_is_left(self) -> Self:
+        if self.three_phase and self.pct_start > 0.5:
+            raise ValueError(f"pct_start is {self.pct_start}; with three_phase it must be at most 0.5")
+        return self
+
+
+class Ema(Spec):
+    """Exponential moving average of a student's weights, evaluated beside them after each epoch.
+
+    After every step each average becomes decay x average + (1 - decay) x weight, running statistics of batch
+    normalisation included, as timm's ``ModelEmaV3`` does; it begins as the student's first weights.
+
+    Attributes:
+        decay: of the average in a step.
+        export: whose weights leave the run: the average (``ema``), or the weights that are trained (``trained``).
+    """
+
+    decay: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.9999
+    export: Literal["ema", "trained"] = "ema"
 
 
 class Training(Spec):
@@ -79,13 +147,18 @@ class Training(Spec):
         keep_logits: leave the student's logits on the validation and test splits, ``logits.safetensors``.
         calibrated_output: give ``student.onnx`` a second output, ``probabilities``: softmax of the logits at the
             temperature that is fitted on the validation split.
+        ema: average the weights; None does not.
+        no_decay: parameters that weight decay leaves alone: none, or those of norms and biases (``norm_and_bias``).
+        accumulate: compute each batch in so many parts, one after the other, and add their gradients.
+        drop_last: leave an epoch's last batch out if it is smaller than the others.
+        drop_path: rate of stochastic depth (drop path) in the deepest block; None is the network's own.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
     batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 64
     eval_batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
-    optimizer: Annotated[Sgd | AdamW, Field(discriminator="kind")] = Sgd()
-    schedule: Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")] = StepSchedule()
+    optimizer: Annotated[Sgd | AdamW | Adam | RmsProp, Field(discriminator="kind")] = Sgd()
+    schedule: Annotated[StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="kind")] = StepSchedule()
     warmup_epochs: NonNegative = 0.0
     label_smoothing: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
@@ -99,11 +172,28 @@ class Training(Spec):
     keep_logits: Flag = Field(True, exclude_if=lambda given: given)
     calibrated_output: Flag = Field(False, exclude_if=lambda given: not given)
     student_lr: Annotated[dict[str, Positive], Field(max_length=1000)] = Field({}, exclude_if=lambda given: not given)
+    ema: Ema | None = Field(None, exclude_if=lambda given: given is None)
+    no_decay: Literal["none", "norm_and_bias"] = Field("none", exclude_if=lambda given: given == "none")
+    accumulate: Annotated[int, Field(strict=True, ge=1, le=4096)] = Field(1, exclude_if=lambda given: given == 1)
+    drop_last: Flag = Field(False, exclude_if=lambda given: not given)
+    drop_path: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] | None = Field(
+        None, exclude_if=lambda given: given is None
+    )
 
     @property
     def selection_metric(self) -> SelectionMetric:
         """Metric of the validation split by which the best epoch is chosen."""
         return self.early_stopping.metric if self.early_stopping is not None else "top1"
+
+    @property
+    def leaves_average(self) -> bool:
+        """Whether the weights that leave a run are the moving average."""
+        return self.ema is not None and self.ema.export == "ema"
+
+    @property
+    def selected_by(self) -> str:
+        """Metric in a line of metrics.jsonl by which the best epoch is chosen: of the weights that leave."""
+        return f"validation_{'ema_' if self.leaves_average else ''}{self.selection_metric}"
 
     @property
     def needs_validation(self) -> str | None:
@@ -118,6 +208,24 @@ class Training(Spec):
     def _warmup_ends(self) -> Self:
         if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_warm_up(self) -> Self:
+        if self.warmup_epochs > 0 and isinstance(self.schedule, OneCycleSchedule):
+            raise ValueError(
+                f"warmup_epochs is {self.warmup_epochs}, and the schedule one_cycle begins with a rise of its own: "
+                "set warmup_epochs to 0, and schedule.pct_start for that rise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rows_for_each_part(self) -> Self:
+        if self.accumulate * self.actors > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate}, actors {self.actors} and batch_size {self.batch_size}: each part of "
+                "a batch needs a row in each process. batch_size is that of an update, all parts together"
+            )
         return self
 
     @model_validator(mode="after")

@@ -10,19 +10,24 @@ from typing import cast
 from torch import nn
 
 from workers.errors import InvalidJob
-from workers.students.catalog import PREFIX, STUDENTS, check_image_side
+from workers.students import timm_catalog
+from workers.students.catalog import STUDENTS, check_drop_path, check_image_side, plain_name
+from workers.students.timm_models import build_timm
 from workers.students.torchvision_models import build_torchvision
 
 
-def build_student(name: str, classes: int, in_channels: int = 3, image_side: int = 32) -> nn.Module:
+def build_student(
+    name: str, classes: int, in_channels: int = 3, image_side: int = 32, drop_path: float | None = None
+) -> nn.Module:
     """A student with random weights, drawn from torch's global generator.
 
     Args:
         name: from the catalog.
         classes: C, at least 2.
         in_channels: K of the images, at least 1.
-        image_side: the shorter of their height and width, in pixels. Only torchvision's vision
-            transformers and MaxViT depend on it: they take square images of exactly this side.
+        image_side: the shorter of their height and width, in pixels. Only vision transformers and their
+            like depend on it: they take square images of exactly this side.
+        drop_path: rate of stochastic depth; None is the network's own.
 
     Returns:
         A network from float32 images [B, K, H, W] to logits [B, C].
@@ -32,11 +37,16 @@ def build_student(name: str, classes: int, in_channels: int = 3, image_side: int
         InvalidJob: it cannot be trained on such images, or a number is too small.
     """
     check_image_side(name, image_side)
+    if drop_path is not None:
+        check_drop_path(name)
     for what, value, least in (("classes", classes, 2), ("in_channels", in_channels, 1)):
         if value < least:
             raise InvalidJob(f"{what} is {value}; a student needs at least {least}")
     network = STUDENTS[name].network
     if network is None:
-        return build_torchvision(name.removeprefix(PREFIX), classes, in_channels, image_side)
-    made = getattr(importlib.import_module(f"workers.students.{network.module}"), network.cls)
-    return cast(nn.Module, made(classes, in_channels, **network.arguments))
+        build = build_timm if name.startswith(timm_catalog.PREFIX) else build_torchvision
+        return build(plain_name(name), classes, in_channels, image_side, drop_path=drop_path)
+    module = network.module if "." in network.module else f"workers.students.{network.module}"
+    made = getattr(importlib.import_module(module), network.cls)
+    options = {} if drop_path is None else {"drop_path": drop_path}
+    return cast(nn.Module, made(classes, in_channels, **network.arguments, **options))

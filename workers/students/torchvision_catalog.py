@@ -19,6 +19,7 @@ class TorchvisionFamily:
     """torchvision classifiers with a paper, an image side and a kind of layers in common; sizes: name -> parameters.
 
     ``timm``: timm has networks of these names whose weights have the same names and which compute the same.
+    ``drop_path``: they have stochastic depth.
     """
 
     family: str
@@ -28,6 +29,7 @@ class TorchvisionFamily:
     side_multiple: int = 1
     batch_norm: bool = True
     timm: bool = False
+    drop_path: bool = False
 
 
 _VIT = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929"
@@ -52,6 +54,7 @@ TORCHVISION = (
             "convnext_tiny": 27_897_028,
         },
         batch_norm=False,
+        drop_path=True,
     ),
     TorchvisionFamily(
         "DenseNet",
@@ -79,6 +82,7 @@ TORCHVISION = (
             "efficientnet_b6": 40_966_204,
             "efficientnet_b7": 64_043_060,
         },
+        drop_path=True,
     ),
     TorchvisionFamily(
         "EfficientNetV2",
@@ -89,6 +93,7 @@ TORCHVISION = (
             "efficientnet_v2_m": 52_986_456,
             "efficientnet_v2_s": 20_305_588,
         },
+        drop_path=True,
     ),
     TorchvisionFamily(
         "GoogLeNet",
@@ -109,6 +114,7 @@ TORCHVISION = (
         224,
         {"maxvit_t": 30_458_824},
         side_multiple=224,
+        drop_path=True,
     ),
     TorchvisionFamily(
         "MNASNet",
@@ -193,6 +199,7 @@ TORCHVISION = (
         8,
         {"swin_b": 86_845_724, "swin_s": 48_914_158, "swin_t": 27_596_254},
         batch_norm=False,
+        drop_path=True,
     ),
     TorchvisionFamily(
         "Swin Transformer V2",
@@ -200,6 +207,7 @@ TORCHVISION = (
         8,
         {"swin_v2_b": 87_008_348, "swin_v2_s": 49_045_342, "swin_v2_t": 27_659_470},
         batch_norm=False,
+        drop_path=True,
     ),
     TorchvisionFamily(
         "VGG",

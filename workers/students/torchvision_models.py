@@ -5,8 +5,6 @@ Auxiliary classifiers (GoogLeNet, Inception v3) are left out, so that every forw
 tensor of logits.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
@@ -17,7 +15,9 @@ _ONE_OUTPUT = {"aux_logits": False, "init_weights": True}
 _RGB = 3
 
 
-def build_torchvision(name: str, classes: int, in_channels: int, image_side: int) -> nn.Module:
+def build_torchvision(
+    name: str, classes: int, in_channels: int, image_side: int, drop_path: float | None = None
+) -> nn.Module:
     """A torchvision classifier with random weights.
 
     Args:
@@ -25,6 +25,7 @@ def build_torchvision(name: str, classes: int, in_channels: int, image_side: int
         classes: C.
         in_channels: of the images.
         image_side: in pixels; the vision transformers are made for exactly this height and width.
+        drop_path: torchvision's ``stochastic_depth_prob``; None is the network's own.
 
     Returns:
         A network from float32 [B, in_channels, H, W] to logits [B, C].
@@ -35,17 +36,32 @@ def build_torchvision(name: str, classes: int, in_channels: int, image_side: int
     # It loads torch's whole compiler: a second of every worker's start that only these students need.
     import torchvision
 
-    options: Mapping[str, object] = {}
+    options: dict[str, object] = {}
     if name in ("googlenet", "inception_v3"):
-        options = _ONE_OUTPUT
+        options = {**_ONE_OUTPUT}
     elif name.startswith("vit_"):
         options = {"image_size": image_side}
     elif name.startswith("maxvit_"):
         options = {"input_size": (image_side, image_side)}
+    takes_rate = name.startswith(("convnext_", "efficientnet_"))
+    if drop_path is not None and takes_rate:
+        options["stochastic_depth_prob"] = drop_path
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    if drop_path is not None and not takes_rate:
+        _set_drop_path(network, drop_path)
     if in_channels != _RGB:
         adapt_channels(network, name, in_channels)
     return network
+
+
+def _set_drop_path(network: nn.Module, rate: float) -> None:
+    """Scale the rates of all blocks, which rise linearly to the last one's."""
+    from torchvision.ops import StochasticDepth
+
+    blocks = [module for module in network.modules() if isinstance(module, StochasticDepth)]
+    most = max(block.p for block in blocks)
+    for block in blocks:
+        block.p *= rate / most
 
 
 def adapt_channels(network: nn.Module, name: str, in_channels: int) -> None:

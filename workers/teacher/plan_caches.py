@@ -35,7 +35,7 @@ from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck, KnownTeacher, cache_specs, views_of_teacher
 from workers.teacher.forwards import ForwardCounter
-from workers.teacher.plan_checks import check_levels, check_students, identify, smoke_run
+from workers.teacher.plan_checks import check_initial_weights, check_levels, check_students, identify, smoke_run
 from workers.teacher.preflight.report import PreflightReport, ViewsReport
 from workers.teacher.preflight.views import check_views
 from workers.teacher.sessions import Device
@@ -77,7 +77,8 @@ def plan_caches(
     if "test" not in data:
         _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
     train = data["train"]
-    check_students(job, train)
+    check_students(job, train, emit)
+    check_initial_weights(job, train, folders, emit)
     teacher = identify(job.teacher)
     smoke_run(teacher, train, folders, emit)
     size = teacher.preprocessing.size

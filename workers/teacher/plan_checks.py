@@ -7,6 +7,7 @@ from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
+from workers.config.weights_file import check_digest, describe_weights, find_weights
 from workers.data.prepared import Dataset
 from workers.errors import ContractViolation, InvalidTeacher
 from workers.events import Emit, Log
@@ -15,15 +16,47 @@ from workers.methods.method import Method
 from workers.onnx import smoke_test
 from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
-from workers.students import check_batch_size, check_image_side
+from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
 from workers.teacher.preflight.report import PreflightReport
 
 
-def check_students(job: JobSpec, train: Dataset) -> None:
+def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
     """Refuse students that cannot take the pictures or the batches: known now, and cheaper than after the inference."""
+    size = output_size(job.views.augmentation, train.height, train.width)
+    rows = job.training.batch_size // job.training.accumulate
     for student in job.students:
-        check_image_side(student.name, min(output_size(job.views.augmentation, train.height, train.width)))
-        check_batch_size(student.name, job.training.batch_size)
+        check_image_side(student.name, min(size))
+        check_batch_size(student.name, rows)
+        if is_known_by_size(STUDENTS[student.name]):
+            continue
+        # Imported here: torch's networks, and only for those that have to be tried.
+        from workers.students.trial import try_student
+
+        drop_path = job.training.drop_path
+        told = try_student(student.name, train.classes, train.channels, size, batch=rows, drop_path=drop_path)
+        emit(Log(message=told))
+
+
+def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
+    """Refuse files of first weights that are not of their student, and say which tensors they give.
+
+    Raises:
+        InvalidJob: as ``find_weights``, ``check_digest`` and ``fit_weights``.
+    """
+    # Imported here: torch's networks, and only for jobs that name weights.
+    from workers.students.build import build_student
+    from workers.students.weights import fit_weights
+
+    side = min(output_size(job.views.augmentation, train.height, train.width))
+    for student in job.students:
+        init = student.init
+        if init == "random":
+            continue
+        path = find_weights(init, student.name, folders)
+        check_digest(init, path)
+        network, larger = (build_student(student.name, train.classes + more, train.channels, side) for more in (0, 1))
+        fit = fit_weights(path, network, larger)
+        emit(Log(message=f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}"))
 
 
 def identify(teacher: TeacherSpec) -> TeacherSpec:

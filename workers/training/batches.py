@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
+from workers.errors import InvalidJob
 from workers.objective.statistics import SharedTeacherTerms
 
 
@@ -151,6 +152,27 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     # Philox is counter-based: (seed, epoch) is its key, no state is carried from epoch to epoch.
     key = np.array([seed, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+
+
+def count_steps(samples: int, batch_size: int, *, drop_last: bool = False) -> int:
+    """Count the steps of an epoch.
+
+    A last batch of one row is left out, because batch normalisation cannot train on it (students with it are refused
+    where there would be no other).
+
+    Args:
+        drop_last: leave out every last batch that is smaller than the others.
+
+    Raises:
+        InvalidJob: that leaves none.
+    """
+    full, rest = divmod(samples, batch_size)
+    if drop_last and full == 0:
+        raise InvalidJob(
+            f"training.drop_last leaves no batch: {samples} rows are trained on, and batch_size is {batch_size}: lower "
+            "it, or leave drop_last out"
+        )
+    return full + (not drop_last and (rest > 1 or full == 0))
 
 
 def student_preprocessing(dataset: Dataset, size: tuple[int, int]) -> Preprocessing:

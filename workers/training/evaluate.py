@@ -3,6 +3,7 @@
 Shapes: N rows of a split, B batch, C classes. All probabilities are at temperature 1.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def name_of(split: Split, metric: str) -> str:
 
 
 def evaluate_splits(
-    forward: Callable[[Tensor], Tensor],
+    forwards: Mapping[str, Callable[[Tensor], Tensor]],
     feeds: Mapping[Split, EvaluationFeed],
     preprocessing: Preprocessing,
     replicas: Replicas,
@@ -49,7 +50,8 @@ def evaluate_splits(
     """Measure a student on each split as a whole.
 
     Args:
-        forward: float32 [B, K, H, W] -> logits [B, C], the network in evaluation mode.
+        forwards: float32 [B, K, H, W] -> logits [B, C], the network in evaluation mode with each of its sets of
+            weights, by what the names of their metrics begin with.
         feeds: this process's share of each split, with the teacher's cache or without.
         preprocessing: from picture to ``forward``'s input.
         replicas: the processes that measure together.
@@ -59,7 +61,7 @@ def evaluate_splits(
         validation split as ``validation_NAME``; the last two are None without a teacher.
     """
     metrics: dict[str, float | None] = {}
-    for split, feed in feeds.items():
+    for (split, feed), (weights, forward) in itertools.product(feeds.items(), forwards.items()):
         measured = _measure(forward, feed, preprocessing, replicas)
         of_split = {
             "top1": measured.top1,
@@ -69,7 +71,7 @@ def evaluate_splits(
             "agreement": measured.agreement if feed.has_teacher else None,
             "kl_to_teacher": measured.kl if feed.has_teacher else None,
         }
-        metrics |= {name_of(split, name): value for name, value in of_split.items()}
+        metrics |= {name_of(split, weights + name): value for name, value in of_split.items()}
     return metrics
 
 

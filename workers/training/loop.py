@@ -11,7 +11,6 @@ generator with a history: order, views and dropout are functions of (seed, epoch
 """
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from workers.config.task import TrainingTask
-from workers.errors import NotFinite
 from workers.events import Emit, Finished, Log, ShouldStop
 from workers.methods.cache_statistics import CacheStatistic
-from workers.methods.method import Method
 from workers.objective.objective import objective_of
+from workers.objective.results import Objective
 from workers.objective.view import View
 from workers.precision import float32_as
 from workers.training.batch_graph import BatchGraph
@@ -34,7 +32,8 @@ from workers.training.domain import warn_of_domain
 from workers.training.evaluate import evaluate_splits, evaluate_with_logits
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.group import Ended, Group, share_time
-from workers.training.not_finite import check_gradient
+from workers.training.micro_batches import micro_batches
+from workers.training.not_finite import check_gradient, check_metrics
 from workers.training.optimizer import learning_rate
 from workers.training.result import leave
 from workers.training.run import RunState
@@ -166,11 +165,11 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                         "images_per_s": run_state.sums.rows / run_state.sums.seconds,
                         **readings[run_state.place].means,
                         **evaluate_splits(
-                            run_state.network, setting.evaluations, setting.preprocessing, setting.replicas
+                            run_state.forwards, setting.evaluations, setting.preprocessing, setting.replicas
                         ),
                         "seconds": run_state.sums.seconds + time.monotonic() - started,
                     }
-                    _raise_unless_finite(line, run_state.method, epoch)
+                    check_metrics(line, run_state.method, epoch)
 
                     # ---- checkpoint
                     run_state.end_epoch(line, readings[run_state.place].temperatures)
@@ -203,40 +202,47 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
     Raises:
         NotFinite: if it is to be checked; its sample is a row of the batch.
     """
-    batch, method, training = loaded.batch, run_state.method, run_state.training
-
-    # ---- forward: logits [B, C] of each view; what is kept, and evaluated, is the float32 network
+    method, training = run_state.method, run_state.training
     is_bfloat16 = run_state.precision == "bfloat16"
     autocast = torch.autocast(run_state.device.type, torch.bfloat16) if is_bfloat16 else contextlib.nullcontext()
-    logits = []
-    # Not a comprehension: what one closes over outlives a failure.
-    for x_bKHW in loaded.inputs[: method.views]:
-        with autocast:
-            logits_bC = run_state.network(x_bKHW)
-        logits.append(run_state.replicas.whole(logits_bC, len(batch.labels), batch.local_slice))
+
     run_state.optimizer.zero_grad(set_to_none=True)
+    done: list[tuple[Objective, Tensor, Tensor]] = []
+    # One, unless the gradient is accumulated.
+    for part in micro_batches(loaded, training):
+        batch = part.batch
 
-    # ---- objective
-    outcome = objective_of(
-        method,
-        [
-            View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known)
-            for logits_BC, seen in zip(logits, batch.views, strict=False)
-        ],
-        batch.labels,
-        epoch=run_state.epoch + 1,
-        epochs=training.epochs,
-        learned=run_state.learned,
-        cache_statistics=_of_rows(run_state.cache_statistics, batch.device_rows),
-        label_smoothing=training.label_smoothing,
-        check=check,
-    )
+        # ---- forward: logits [B, C] of each view; what is kept, and evaluated, is the float32 network
+        logits = []
+        # Not a comprehension: what one closes over outlives a failure.
+        for x_bKHW in part.inputs[: method.views]:
+            with autocast:
+                logits_bC = run_state.network(x_bKHW)
+            logits.append(run_state.replicas.whole(logits_bC, len(batch.labels), batch.local_slice))
 
-    # ---- backward
-    torch.autograd.backward(outcome.total)
+        # ---- objective
+        outcome = objective_of(
+            method,
+            [
+                View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known)
+                for logits_BC, seen in zip(logits, batch.views, strict=False)
+            ],
+            batch.labels,
+            epoch=run_state.epoch + 1,
+            epochs=training.epochs,
+            learned=run_state.learned,
+            cache_statistics=_of_rows(run_state.cache_statistics, batch.device_rows),
+            label_smoothing=training.label_smoothing,
+            check=check,
+        )
+
+        # ---- backward: of the mean over the whole batch
+        share = len(batch.labels) / len(loaded.batch.labels)
+        torch.autograd.backward(outcome.total if share == 1.0 else outcome.total * share)
+        done.append((outcome, logits[0].detach(), batch.labels))
     run_state.replicas.sum_gradients(run_state.weights)
     if check:
-        check_gradient(run_state.parameters, outcome.total, method)
+        check_gradient(run_state.parameters, done[-1][0].total, method)
         return
 
     # ---- guard: a loss or gradient that is not finite has the optimizer skip this update and all later ones
@@ -246,11 +252,15 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
         # A norm that overflows would scale finite gradients to nothing.
         checked.append(norm)
     # The kernel of torch's gradient scaler, at a scale of 1: one launch, and one pass, for all gradients.
-    torch._amp_foreach_non_finite_check_and_unscale_([*checked, *outcome.watched], run_state.not_finite, run_state.one)
+    checked += [watched for outcome, _, _ in done for watched in outcome.watched]
+    torch._amp_foreach_non_finite_check_and_unscale_(checked, run_state.not_finite, run_state.one)
 
     # ---- update
     run_state.optimizer.step()
-    run_state.sums.add(outcome, logits[0], batch.labels, run_state.not_finite)
+    if run_state.ema is not None:
+        run_state.ema.update()
+    for outcome, logits_BC, labels_B in done:
+        run_state.sums.add(outcome, logits_BC, labels_B, run_state.not_finite)
 
 
 def _of_rows(over_cache: Mapping[CacheStatistic, Tensor], rows_B: Tensor) -> dict[CacheStatistic, Tensor]:
@@ -263,7 +273,7 @@ def _of_rows(over_cache: Mapping[CacheStatistic, Tensor], rows_B: Tensor) -> dic
 def _final_evaluation(run_state: RunState, setting: Setting) -> FinalEvaluation:
     """Put the weights that leave the run in place, and evaluate them on every split that is measured."""
     with run_state.counters.attached():
-        run_state.take_best_weights()
+        run_state.take_leaving_weights()
     run_state.network.eval()
     return final_evaluation(
         {
@@ -272,17 +282,3 @@ def _final_evaluation(run_state: RunState, setting: Setting) -> FinalEvaluation:
         },
         keep_logits=run_state.training.keep_logits,
     )
-
-
-def _raise_unless_finite(line: Mapping[str, float | None], method: Method, epoch: int) -> None:
-    """Refuse an epoch whose metrics are not numbers: the last update, or batch statistics, went astray.
-
-    Raises:
-        NotFinite: naming the first such metric.
-    """
-    for name, value in line.items():
-        if value is not None and not math.isfinite(value):
-            raise NotFinite(
-                f"{name} of method {method.name!r} is {value} after epoch {epoch + 1}; the epoch is not kept. "
-                "Lower the learning rate or the weights, or set training.max_gradient_norm"
-            )

@@ -23,7 +23,8 @@ import torch
 from workers.config.task import Origin
 from workers.config.teacher import Preprocessing
 from workers.run_files import MODEL, WEIGHTS
-from workers.students.catalog import PREFIX
+from workers.students import timm_catalog
+from workers.students.catalog import PREFIX, plain_name
 from workers.students.torchvision_catalog import TIMM
 from workers.training.model_card import model_card
 
@@ -53,6 +54,8 @@ class ModelFacts:
     @property
     def timm(self) -> str | None:
         """timm's name of the network; None where timm has none that computes the same from the same weights."""
+        if self.student.startswith(timm_catalog.PREFIX):
+            return plain_name(self.student)
         name = self.student.removeprefix(PREFIX)
         return name if self.student.startswith(PREFIX) and name in TIMM else None
 
@@ -100,9 +103,20 @@ def model_config(facts: ModelFacts) -> dict[str, object]:
     if facts.timm is None:
         return {"architecture": facts.student, **common, "preprocessing": pictures}
     config = {"architecture": facts.timm, **common}
-    if channels != 3:
-        config["model_args"] = {"in_chans": channels}
+    arguments = {"in_chans": channels} if channels != 3 else {}
+    if facts.student.startswith(timm_catalog.PREFIX) and "img_size" in _timm_arguments(facts):
+        arguments["img_size"] = preprocessing.size
+    if arguments:
+        config["model_args"] = arguments
     return {**config, "pretrained_cfg": {**pictures, "fixed_input_size": False, "num_classes": len(facts.class_names)}}
+
+
+def _timm_arguments(facts: ModelFacts) -> dict[str, object]:
+    """Arguments with which timm has made the student."""
+    from workers.students.timm_models import input_arguments
+
+    assert facts.preprocessing.size is not None
+    return input_arguments(plain_name(facts.student), facts.preprocessing.channel_count, min(facts.preprocessing.size))
 
 
 def _saved(program: torch.export.ExportedProgram) -> bytes:

@@ -6,7 +6,8 @@ were before the first bad step, and ``explain_not_finite`` computes that step on
 gradient.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from workers.errors import NotFinite
 from workers.methods.method import Method
 from workers.training.batches import LoadedBatch
+from workers.training.micro_batches import micro_batches
 from workers.training.run import RunState
 
 
@@ -40,10 +42,13 @@ def explain_not_finite(compute: ComputeStep, run_state: RunState, step: int, loa
     """
     where = f"epoch {run_state.epoch + 1}, step {step + 1}, before the update"
     run_state.seed(step)
+    part = loaded
     try:
-        compute(run_state, loaded, check=True)
+        # A part of a batch is computed at once.
+        for part in micro_batches(loaded, run_state.training):
+            compute(run_state, part, check=True)
     except NotFinite as error:
-        row = "" if error.sample is None else f" (sample {int(loaded.batch.rows[error.sample])} of the training split)"
+        row = "" if error.sample is None else f" (sample {int(part.batch.rows[error.sample])} of the training split)"
         return NotFinite(f"{where}: {error}{row}", error.sample)
     return NotFinite(
         f"{where}: the loss or the gradient of method {run_state.method.name!r} was not finite, and is finite when it "
@@ -64,3 +69,17 @@ def check_gradient(parameters: Sequence[nn.Parameter], loss: Tensor, method: Met
             f"the gradient of method {method.name!r} is not finite ({found}); "
             "lower the learning rate or the weights, or set training.max_gradient_norm"
         )
+
+
+def check_metrics(line: Mapping[str, float | None], method: Method, epoch: int) -> None:
+    """Refuse an epoch whose metrics are not numbers: the last update, or batch statistics, went astray.
+
+    Raises:
+        NotFinite: naming the first such metric.
+    """
+    for name, value in line.items():
+        if value is not None and not math.isfinite(value):
+            raise NotFinite(
+                f"{name} of method {method.name!r} is {value} after epoch {epoch + 1}; the epoch is not kept. "
+                "Lower the learning rate or the weights, or set training.max_gradient_norm"
+            )

@@ -52,7 +52,7 @@ def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
     # Its last checkpoint has it.
     assert final is not None
     run_state.counters.attach()
-    run_state.take_best_weights()
+    run_state.take_leaving_weights()
     result = _result_of(run_state, setting, final)
     temperature = final.temperature if task.training.calibrated_output else None
     student = Student(run_state.network, setting.preprocessing, temperature)
@@ -113,7 +113,9 @@ def _result_of(run_state: RunState, setting: Setting, final: FinalEvaluation) ->
         "last": metrics[-1],
         "best": None if best_epoch is None else metrics[best_epoch - 1],
         "best_epoch": best_epoch,
-        "best_by": None if best_epoch is None else f"validation_{task.training.selection_metric}",
+        "best_by": None if best_epoch is None else task.training.selected_by,
+        "weights": "ema" if task.training.leaves_average else "trained",
+        "init": init if (init := task.run.student.init) == "random" else init.model_dump(mode="json"),
         "evaluation": final.documents,
         "calibration": final.calibration,
         "splits": {"train": samples, **{split: feed.samples for split, feed in setting.evaluations.items()}},

@@ -7,7 +7,7 @@ killed anywhere continues with the same numbers, alone or in another company.
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
@@ -21,9 +21,12 @@ from workers.training.batch_counters import BatchCounters
 from workers.training.checkpoint import checkpoint_identity, load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
+from workers.training.ema import Ema
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.final_evaluation import FinalEvaluation
+from workers.training.micro_batches import part_count
 from workers.training.optimizer import new_optimizer
+from workers.training.parameter_groups import parameter_groups
 from workers.training.run_handle import RunHandle, Signal
 from workers.training.step_seed import seed_step
 from workers.training.temperatures import EpochTemperatures, epoch_document
@@ -46,6 +49,7 @@ class RunState:
 
     Attributes:
         learned: the temperatures that the method learns, trained beside the student and not part of it.
+        ema: moving average of the student's weights; None where none is asked for.
         epoch: how many are done.
         not_finite: float32 [], on the device; 1 from the first step on whose loss or gradient is not finite: no update
             is made any more, and nothing sets it back.
@@ -55,7 +59,7 @@ class RunState:
         temperatures: an item of ``temperatures.json`` for every epoch that is done.
         final: evaluation of the weights that leave it; None until all of its epochs are done.
         seconds: that those took.
-        best_weights: state of the network after the best epoch on the validation split, if that is kept; else empty.
+        best_weights: state that would leave after the best epoch on the validation split, if that is kept; else empty.
         environment: what it is trained on, for result.json.
     """
 
@@ -86,11 +90,13 @@ class RunState:
         }
         self.weights = [p for p in network.parameters() if p.requires_grad]
         self.parameters = self.weights + list(self.learned.values())
-        self.optimizer = new_optimizer(self.training, self.parameters, device)
+        groups = parameter_groups(self.training, network, self.learned)
+        self.optimizer = new_optimizer(self.training, groups, device)
         self.not_finite, self.one = torch.zeros((), device=device), torch.ones((), device=device)
         # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
+        self.ema = None if self.training.ema is None else Ema(network, self.training.ema.decay)
         self.precision, self.precision_reason = choose_precision(
             self.training.precision,
             device,
@@ -125,12 +131,22 @@ class RunState:
     @property
     def best_epoch(self) -> int | None:
         """Best epoch so far on the validation split, counted from 1; None without such a split."""
-        return best_epoch(self.metrics, self.training.selection_metric)
+        return best_epoch(self.metrics, self.training)
 
-    def take_best_weights(self) -> None:
-        """Put the weights of the best epoch in place, where those are kept. Nothing is trained afterwards."""
-        if self.best_weights:
-            self.network.load_state_dict(self.best_weights)
+    @property
+    def forwards(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """The network, and with its averaged weights if there are any, by what their metrics' names begin with."""
+        return {"": self.network} if self.ema is None else {"": self.network, "ema_": self.ema.forward}
+
+    def take_leaving_weights(self) -> None:
+        """Put the weights that leave in place: averaged ones, or the best epoch's. Nothing is trained afterwards."""
+        if self.best_weights or self.training.leaves_average:
+            self.network.load_state_dict(self.best_weights or self._leaving_state())
+
+    def _leaving_state(self) -> dict[str, Tensor]:
+        """State of the network as it would leave now; its counters are attached. Not copied."""
+        state = self.network.state_dict()
+        return state if self.ema is None or not self.training.leaves_average else {**state, **self.ema.state()}
 
     def seed(self, step: int) -> None:
         """Begin the random draws of a step of this epoch."""
@@ -139,7 +155,7 @@ class RunState:
     def count_step(self, rows: int) -> None:
         """Count a step that was given to the device."""
         self.sums.count(rows)
-        self.counters.steps += self.method.views
+        self.counters.steps += self.method.views * part_count(rows, self.training)
 
     def report_step(self, steps: int) -> Reading | None:
         """Send an event with the mean loss since the last, unless that was just now; return what was read for it."""
@@ -171,7 +187,7 @@ class RunState:
         self.temperatures.append(epoch_document(self.epoch, temperatures))
         if self.training.keep == "best" and self.best_epoch == self.epoch:
             with self.counters.attached():
-                self.best_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+                self.best_weights = {name: tensor.clone() for name, tensor in self._leaving_state().items()}
         self.seconds += line["seconds"] or 0.0
         self.sums.reset()
         self._reported = (0, 0.0)
@@ -188,6 +204,7 @@ class RunState:
         return {
             "weights": [*self.parameters],
             "statistics": list(self.network.buffers()),
+            "averages": [] if self.ema is None else self.ema.averages,
             "optimizer state": of_optimizer,
             "sums": [self.not_finite, *self.sums.tensors],
         }
@@ -216,6 +233,7 @@ class RunState:
             "network": network,
             "optimizer": self.optimizer.state_dict()["state"],
             "learned": dict(self.learned),
+            "ema": {} if self.ema is None else self.ema.state(),
             "epoch": self.epoch,
             "sums": self.sums.state(),
             "seconds": self.seconds,
@@ -230,11 +248,11 @@ class RunState:
         remove_checkpoints(self._earlier)
         self._earlier = ()
 
-    def resume(self) -> None:
-        """Continue from the farthest checkpoint of this run's attempts, if there is one."""
+    def resume(self) -> bool:
+        """Continue from the farthest checkpoint of this run's attempts; returns whether there is one."""
         state = load_checkpoint((*self.task.earlier, self.task.folder), self._identity, self.emit)
         if state is None:
-            return
+            return False
         with self.counters.attached():
             self.network.load_state_dict(state["network"])
         # The learning rate is a function of the step, and on a GPU a tensor that stays where it is.
@@ -242,6 +260,8 @@ class RunState:
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         for name, parameter in self.learned.items():
             parameter.data.copy_(state["learned"][name])
+        if self.ema is not None:
+            self.ema.load(state["ema"])
         self.epoch, self.seconds, self.metrics = state["epoch"], state["seconds"], state["metrics"]
         self.temperatures = state["temperatures"]
         self.final = None if state["final"] is None else FinalEvaluation.of_state(state["final"])
@@ -256,6 +276,7 @@ class RunState:
         # An attempt that was killed between its checkpoint and its event told nobody.
         for number, missed in enumerate(self.metrics[self.task.told_epoch :], start=self.task.told_epoch + 1):
             self.emit(Epoch(epoch=number, epochs=self.training.epochs, metrics=missed))
+        return True
 
     def _keep_precision(self, earlier: Mapping[str, str]) -> None:
         """Go on in the precision that ``auto`` was when the run began on such a device, by an earlier version."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from workers.teacher.cache_statistics import read_cache_statistics, some_rows
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
+from workers.training.initial_weights import take_initial_weights
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle, Signal
 from workers.training.training_feed import TrainingFeed
@@ -123,6 +125,7 @@ def _setting_of(handles: Sequence[RunHandle], emit: Callable[[Log], None]) -> Se
             task.threads,
             emit,
             _trained_rows(train, [dataset for dataset, _ in measured.values()]),
+            drop_last=training.drop_last,
         ),
         evaluations={
             split: EvaluationFeed(dataset, size, reader(cache), training.eval_batch_size, device, replicas.share)
@@ -221,7 +224,14 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
     """
     task, train, name = handle.task, setting.train, handle.task.run.student.name
     torch.manual_seed(task.run.seed)
-    network = build_student(name, train.classes, in_channels=train.channels, image_side=min(setting.size))
+    make = partial(
+        build_student,
+        name,
+        in_channels=train.channels,
+        image_side=min(setting.size),
+        drop_path=task.training.drop_path,
+    )
+    network = make(train.classes)
     setting.replicas.normalise_whole_batches(network)
     network.to(setting.device)
     # Module.to takes both at once, but its annotations do not say so.
@@ -241,7 +251,8 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
     if run_state.cache_statistics:
         names = ", ".join(sorted(map(str, run_state.cache_statistics)))
         run_state.emit(Log(message=f"read over the whole cache, once: {names}"))
-    run_state.resume()
+    if not run_state.resume():
+        take_initial_weights(run_state, partial(make, train.classes + 1))
     _warn_of_gradients(run_state, setting)
     if task.stage == "export" and not run_state.is_done:
         raise CheckpointLost(

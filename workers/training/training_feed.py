@@ -34,6 +34,7 @@ from workers.training.batches import (
     Share,
     TrainingBatch,
     ViewBatch,
+    count_steps,
     epoch_order,
     student_preprocessing,
 )
@@ -93,8 +94,7 @@ class TrainingFeed:
         dataset: the training split.
         plan: which views there are; epoch e (from 0) uses view ``plan.view(e)``, and the next one as the second.
         reader: the teacher's cache over the same boxes, or None for plain cross-entropy.
-        batch_size: rows of a batch; of a larger one a last batch of one row is left out, because batch
-            normalisation cannot train on it (students with it are refused where there would be no other).
+        batch_size: rows of a batch.
         seed: of the order.
         device: where batches are wanted.
         views_per_step: 1 or 2.
@@ -102,6 +102,7 @@ class TrainingFeed:
         threads: of the run; pictures that stay files are decoded by a worker process for each but the first.
         emit: takes a warning where there is no room for what these processes make.
         rows_N: int64, the rows of the split that are trained on; None are all of them.
+        drop_last: see ``count_steps``.
 
     Attributes:
         samples: how many pictures an epoch shows.
@@ -124,6 +125,7 @@ class TrainingFeed:
         threads: int = 1,
         emit: Callable[[Log], None] = ignore,
         rows_N: NDArray[np.int64] | None = None,
+        drop_last: bool = False,
     ) -> None:
         self.device = device
         self._rows_N = rows_N
@@ -142,8 +144,7 @@ class TrainingFeed:
         self._seed = seed
         self._share = share
         self._fetching: Generator[tuple[Tensor, ...], None, None] | None = None
-        full, rest = divmod(self.samples, batch_size)
-        self.steps = full + (rest > 1 or full == 0)
+        self.steps = count_steps(self.samples, batch_size, drop_last=drop_last)
         self.batches_at_once = 1
         if device.type == "cpu" and not self._pictures.are_views:
             input_bytes = _BYTES_OF_A_PIXEL * min(batch_size, self.samples) * row_bytes

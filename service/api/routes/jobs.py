@@ -9,6 +9,7 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
+from service.api.initial_weights import with_known_weights
 from service.api.job_checks import check_plan, check_request, find_dataset, find_teacher, picture_size, student_size
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
@@ -90,6 +91,7 @@ def create_job(
         teacher = find_teacher(request.teacher, ctx)
         plan = request.filled(find_dataset(request, ctx.queries))
         source = check_plan(plan, teacher, ctx.settings)
+        plan = with_known_weights(plan, ctx)
         if dry_run:
             response.status_code = 200
             warnings = [*source.notes, *gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)]

@@ -18,7 +18,7 @@ class Student(Document):
     family: str
     summary: str
     paper: str
-    parameters_100: int = Field(description="trainable parameters with 100 classes")
+    parameters_100: int | None = Field(description="trainable parameters with 100 classes; null for timm's")
     min_side: int = Field(description="the smallest height and width in pixels")
     torchvision: bool
     json_schema: dict[str, Any]

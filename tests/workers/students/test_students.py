@@ -17,6 +17,7 @@ from torchvision.models import regnet
 from workers.errors import InvalidJob, UnknownName
 from workers.students.build import build_student
 from workers.students.catalog import (
+    OWN,
     PREFIX,
     STUDENTS,
     check_batch_size,
@@ -29,7 +30,7 @@ from workers.students.shufflenet import shuffle_channels
 from workers.students.torchvision_catalog import TORCHVISION, TorchvisionFamily
 from workers.students.torchvision_models import adapt_channels
 
-CIFAR = tuple(name for name, info in STUDENTS.items() if not info.torchvision)
+CIFAR = tuple(name for name, info in OWN.items() if not info.torchvision)
 # Cheap to run for real, and different in what they are made of.
 TORCHVISION_SAMPLE = (
     "googlenet",
@@ -109,7 +110,7 @@ def test_catalog_has_torchvisions_names_as_the_installed_version_lists_them() ->
 
 
 def test_catalog_has_a_network_for_every_bare_name_and_for_nothing_else() -> None:
-    assert all((info.network is None) == info.torchvision for info in STUDENTS.values())
+    assert all((info.network is None) == info.torchvision for info in OWN.values())
 
 
 def test_catalog_prefixes_every_torchvision_name() -> None:
@@ -134,7 +135,7 @@ def test_describe_is_json_and_names_every_student() -> None:
 def test_check_student_answers_an_unknown_one_with_the_nearest_name() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'resnet56'") as caught:
         check_student("resnet57")
-    assert set(caught.value.allowed) == set(STUDENTS)
+    assert set(caught.value.allowed) == set(OWN)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11", "convnext_tiny"])

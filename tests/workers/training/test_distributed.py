@@ -14,7 +14,7 @@ from tests.support.digits import SMALL, Digits, weights
 from tests.support.replica_gradient import gradients
 from tests.workers.training.test_loop_groups import train_in_a_process
 from workers.config.task import TrainingTask
-from workers.config.training import Sgd, StepSchedule, Training
+from workers.config.training import Ema, Sgd, StepSchedule, Training
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
@@ -60,11 +60,15 @@ def assert_same_but_for_rounding(folder: Path, expected: Path) -> None:
 
 @pytest.mark.usefixtures("without_onnx")
 def test_the_step_is_that_of_one_process(digits: Digits, tmp_path: Path) -> None:
-    """With two views; with a learned temperature, which nobody may sum; with a last batch of two rows for three."""
+    """With two views; with a learned temperature, which nobody may sum; with a last batch of two rows for three.
+
+    And in four parts, with averaged weights.
+    """
     rest = ONE_STEP.model_copy(
         update={"batch_size": 720, "optimizer": ONE_STEP.optimizer.model_copy(update={"lr": 0.05})}
     )
-    cases = {"mlld": ONE_STEP, "ctkd": ONE_STEP, "kd": rest}
+    in_parts = ONE_STEP.model_copy(update={"accumulate": 4, "ema": Ema(decay=0.5)})
+    cases = {"mlld": ONE_STEP, "ctkd": ONE_STEP, "kd": rest, "normkd": in_parts}
     together = [
         digits.order(method, tmp_path / "together" / method, training.model_copy(update={"actors": 3}))
         for method, training in cases.items()

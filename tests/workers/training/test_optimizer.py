@@ -7,21 +7,29 @@ import pytest
 import torch
 from torch import nn
 
-from workers.config.training import AdamW, Sgd, Training
+from workers.config.training import Adam, AdamW, RmsProp, Sgd, Training
 from workers.training.optimizer import new_optimizer
 
-CHOICES: dict[str, Sgd | AdamW] = {
+CHOICES: dict[str, Sgd | AdamW | Adam | RmsProp] = {
     "sgd": Sgd(lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True),
     "adamw": AdamW(lr=3e-3, weight_decay=0.01),
+    "adam": Adam(lr=3e-3, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.01),
+    "rmsprop": RmsProp(lr=3e-3, alpha=0.9, eps=0.0316, momentum=0.9, weight_decay=1e-2),
+    "rmsprop_centered": RmsProp(lr=3e-3, centered=True),
 }
-PLAIN: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+PLAIN: dict[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "rmsprop": torch.optim.RMSprop,
+}
 # Prints whether the compiler was imported by a training process: its steps, and a checkpoint that is taken up.
 PROGRAM = """
 import sys, torch
-from workers.config.training import AdamW, Sgd, Training
+from workers.config.training import Adam, AdamW, RmsProp, Sgd, Training
 from workers.training.loop import train_group
 from workers.training.optimizer import new_optimizer
-for chosen in (Sgd(), AdamW()):
+for chosen in (Sgd(), AdamW(), Adam(), RmsProp()):
     network = torch.nn.Linear(4, 2)
     optimizer = new_optimizer(Training(optimizer=chosen), [*network.parameters()], torch.device("cpu"))
     for _ in range(2):
@@ -47,9 +55,10 @@ def test_optimizer_computes_what_torchs_own_does(name: str) -> None:
     theirs.load_state_dict(ours.state_dict())
     unused = nn.Parameter(torch.ones(3))
     optimizer = new_optimizer(Training(optimizer=chosen), [*ours.parameters(), unused], torch.device("cpu"))
-    assert isinstance(optimizer, PLAIN[name])
-    options = chosen.model_dump(exclude={"kind"})
-    plain = PLAIN[name](theirs.parameters(), fused=True, **options)
+    assert isinstance(optimizer, PLAIN[chosen.kind])
+    # torch has no fused RMSprop.
+    options = chosen.model_dump(exclude={"kind"}) | ({} if chosen.kind == "rmsprop" else {"fused": True})
+    plain = PLAIN[chosen.kind](theirs.parameters(), **options)
     for step in range(6):
         if step == 3:
             again = new_optimizer(Training(optimizer=chosen), [*ours.parameters(), unused], torch.device("cpu"))

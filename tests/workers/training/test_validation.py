@@ -51,12 +51,13 @@ def task_of(digits: Digits, folder: Path, training: Training, earlier: tuple[Pat
 
 
 def test_best_epoch_is_the_earliest_of_equals_and_of_less_is_better() -> None:
-    assert best_epoch(lines(0.5, 0.7, 0.7, 0.6), "top1") == 2
-    assert best_epoch(lines(0.5, 0.7, 0.6), "nll") == 2
-    assert best_epoch(lines(0.5, 0.55, 0.7), "top1", min_delta=0.1) == 3
-    assert best_epoch([{"top1": 0.9}], "top1") is None
-    assert best_epoch(lines(None, None), "top1") is None
-    assert best_epoch([], "top1") is None
+    by_nll = Training(early_stopping=EarlyStopping(metric="nll"))
+    assert best_epoch(lines(0.5, 0.7, 0.7, 0.6), Training()) == 2
+    assert best_epoch(lines(0.5, 0.7, 0.6), by_nll) == 2
+    assert best_epoch(lines(0.5, 0.55, 0.7), Training(), min_delta=0.1) == 3
+    assert best_epoch([{"top1": 0.9}], Training()) is None
+    assert best_epoch(lines(None, None), Training()) is None
+    assert best_epoch([], Training()) is None
 
 
 def test_early_stopping_counts_epochs_without_a_better_value() -> None:

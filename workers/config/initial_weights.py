@@ -1,0 +1,52 @@
+"""Initial weights of a student: drawn from the seed, those of an earlier run, or of a file below the data root."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag
+
+from workers.spec import RelativePath, Spec
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RunWeights(Spec):
+    """Weights that an earlier run has left.
+
+    Attributes:
+        run: id of a run that has succeeded.
+        sha256: of its student.safetensors; the service fills it in, and refuses a job that gives another one.
+        file: where that lies below the data directory; the service fills it in, whatever a job gives.
+    """
+
+    run: Annotated[str, Field(min_length=1, max_length=64)]
+    sha256: Sha256 | None = Field(None, exclude_if=lambda given: given is None)
+    file: RelativePath | None = Field(None, exclude_if=lambda given: given is None)
+
+
+class FileWeights(Spec):
+    """Weights of a file: safetensors, whose tensors have the names that the student gives them.
+
+    Attributes:
+        weights: path below the data root, of the file or of a folder with ``model.safetensors`` and ``config.json`` as
+            timm and Hugging Face leave them (``retort`` as well, in model.zip).
+        sha256: of the file; the service fills it in, and refuses a job that gives another one.
+    """
+
+    weights: RelativePath
+    sha256: Sha256 | None = Field(None, exclude_if=lambda given: given is None)
+
+
+def _tag(value: object) -> str:
+    if isinstance(value, str):
+        return "random"
+    is_run = "run" in value if isinstance(value, Mapping) else isinstance(value, RunWeights)
+    return "run" if is_run else "weights"
+
+
+InitialWeights: TypeAlias = Annotated[
+    Annotated[Literal["random"], Tag("random")]
+    | Annotated[RunWeights, Tag("run")]
+    | Annotated[FileWeights, Tag("weights")],
+    Discriminator(_tag),
+]
