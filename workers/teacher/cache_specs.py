@@ -1,9 +1,13 @@
 """Specifications of a job's caches, and so their keys, from what is known of teacher and data. Light: no torch."""
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import NamedTuple
+
+from pydantic import JsonValue
 
 from store import CacheSpec, Encoding
+from store.spec import StoredKind
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
 from workers.config.views import NoAugmentation, Views, teacher_augmentation
@@ -16,14 +20,18 @@ class KnownTeacher(NamedTuple):
 
     Attributes:
         output: name of the graph's output.
-        classes: columns of that output.
+        classes: of the dataset, and columns that are taken of the output.
+        columns: numbers of these columns, in the order of the classes; None takes all of the output as they come.
+        inputs: values of the graph's scalar inputs.
     """
 
     sha256: str
     output: str
-    output_kind: Literal["logits", "log_probabilities"]
+    output_kind: StoredKind
     classes: int
     preprocessing: Preprocessing
+    columns: tuple[int, ...] | None = None
+    inputs: Mapping[str, JsonValue] = MappingProxyType({})
 
 
 def views_of_teacher(job: Plan, preprocessing: Preprocessing, height: int, width: int) -> Views:
@@ -59,6 +67,8 @@ def cache_specs(job: Plan, teacher: KnownTeacher, splits: Mapping[Split, KnownSp
             views=views.count,
             dtype=job.cache.dtype if encoding == "dense" else "float32",
             encoding=encoding,
+            columns=teacher.columns,
+            teacher_inputs=dict(teacher.inputs),
         )
 
     return {

@@ -11,7 +11,7 @@ from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
 from workers.augmentation.apply import make_views
 from workers.config.task import Folders
-from workers.config.teacher import Preprocessing
+from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Views
 from workers.data import prepared
 from workers.errors import InvalidTeacher
@@ -59,9 +59,11 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
         path,
         Preprocessing.model_validate(spec.preprocessing),
         spec.teacher_output,
+        reading=TeacherReading.model_validate({"input_values": spec.teacher_inputs}),
         threads=os.cpu_count() or 1,
         device="auto",
         output_kind=spec.output_kind,
+        columns=spec.columns,
         dataset=dataset,
         sessions=1,
     )

@@ -69,6 +69,7 @@ def task_of_run(
                 sha256=plan.train_cache.teacher_sha256,
                 output=plan.teacher.output,
                 preprocessing=plan.teacher.preprocessing,
+                reading=plan.teacher.reading,
             ),
         ),
     )

@@ -1,7 +1,7 @@
 """Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -10,13 +10,13 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
-from service.api.job_checks import check_job, picture_size, student_size
+from service.api.job_checks import check_job
 from service.api.job_filters import Order, Wanted, WantedRuns
+from service.api.job_preview import preview_of
 from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
 from service.api.routes import runs
 from service.api.schemas.base import Page
-from service.api.schemas.costs import Cost
 from service.api.schemas.job_labels import JobChanges
 from service.api.schemas.jobs import (
     Inference,
@@ -25,22 +25,17 @@ from service.api.schemas.jobs import (
     JobProgress,
     JobRequest,
     JobSummary,
-    PlannedRun,
     TeacherForwards,
-    ViewSizes,
 )
 from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.api.schemas.webhooks import WebhookDelivery
 from service.db.api_queries import ApiQueries, digest_of
 from service.db.backoff import read_backoff
-from service.db.job_posting import Idempotency, evaluation_run
+from service.db.job_posting import Idempotency
 from service.db.job_search import JobOrder
-from service.db.models import JobRecord, Json, TeacherRecord
+from service.db.models import JobRecord, Json
 from service.db.states import State
 from service.db.webhook_outbox import WebhookOutbox
-from workers.config.dataset import thumbnail_warnings
-from workers.config.job import Plan
-from workers.config.teacher import Preprocessing
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
@@ -157,21 +152,21 @@ def create_job(
 ) -> Job | JobPreview:
     """Students x methods x seeds become runs. Everything that can be known now is checked now."""
     if dry_run:
-        plan, teacher, source = check_job(request, ctx)
+        checked = check_job(request, ctx)
         response.status_code = 200
-        warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
-        return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
+        warnings = gradient_warnings_of_plan(checked.plan, checked.teacher.sha256, ctx.settings.caches_dir)
+        return preview_of(checked, warnings, cost_of(checked, ctx))
     idempotency = None
     if idempotency_key is not None:
         idempotency = _idempotency(request, who.key_id or "", idempotency_key)
     # A repeated request is answered as before, even if the same job could not be made any more.
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
-        plan, teacher, source = check_job(request, ctx)
+        checked = check_job(request, ctx)
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
-            plan,
-            teacher,
+            checked.plan,
+            checked.teacher,
             idempotency,
             priority=request.priority,
             parallel_runs=request.parallel_runs,
@@ -179,7 +174,7 @@ def create_job(
             tags=request.tags,
             note=request.note,
             webhook_url=None if request.webhook is None else str(request.webhook.url),
-            samples={str(split): count for split, count in source.samples.items()},
+            samples={str(split): count for split, count in checked.source.samples.items()},
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
@@ -195,24 +190,6 @@ def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:
     identity = request.identity()
     earlier = digest_of(identity), digest_of(request.model_dump(mode="json"))
     return Idempotency(key_id, key, digest_of({"digest_version": 2, "identity": identity}), earlier)
-
-
-def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str], cost: Cost) -> JobPreview:
-    planned = [
-        PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
-        for run in plan.runs()
-    ]
-    if plan.evaluate:
-        planned = [PlannedRun(**evaluation_run(teacher))]
-    preprocessing = Preprocessing.model_validate(teacher.preprocessing)
-    return JobPreview(
-        teacher=teacher.id,
-        plan=plan,
-        runs=planned,
-        views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
-        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *warnings],
-        cost=cost,
-    )
 
 
 @router.get(

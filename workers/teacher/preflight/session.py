@@ -5,7 +5,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.config.teacher import Preprocessing
+from workers.config.teacher import Preprocessing, TeacherReading
 from workers.onnx.teacher_graph import TeacherGraph
 
 Rows = NDArray[np.int64]
@@ -17,6 +17,7 @@ class TeacherSession(Protocol):
     """The part of ``workers.teacher.teacher.Teacher`` that the preflight uses."""
 
     graph: TeacherGraph
+    reading: TeacherReading
     preprocessing: Preprocessing
     provider: str
 
