@@ -69,9 +69,8 @@ def chosen_output(outputs: tuple[GraphValue, ...], wanted: str | None) -> str:
             return wanted
         exists = any(value.name == wanted for value in outputs)
         problem = "is not floating point with rank 2 (batch, classes)" if exists else "does not exist"
-        raise InvalidTeacher(
-            f"the output {short(wanted)!r} {problem}; the outputs are: {described}. {lists}".rstrip(". ")
-        )
+        said = f"the output {short(wanted)!r} {problem}; the outputs are: {described}. {lists}"
+        raise InvalidTeacher(said.rstrip(". "))
     if not fitting:
         raise InvalidTeacher(
             f"no output is floating point with rank 2 (batch, classes); the outputs are: {described}. {lists}Export "

@@ -46,8 +46,9 @@ def _from_parts(path: Path, data: Path, data_name: str | None, bytes_max: int) -
         taken.add(location)
         if len(taken) > 1 or (data_name is not None and location != data_name):
             raise InvalidTeacher(
-                f"the model's weights lie in {listed(taken)}, the upload's `data` is {short(data_name or 'one file')!r}: "
-                "give it the name that it had when the model was saved, or send all files as one zip or tar archive"
+                f"the model's weights lie in {listed(taken)}, the upload's `data` is "
+                f"{short(data_name or 'one file')!r}: give it the name that it had when the model was saved, or send "
+                "all files as one zip or tar archive"
             )
         return memoryview(mapped)
 
@@ -114,8 +115,8 @@ def _from_members(sizes: dict[str, int], open_member: Callable[[str], IO[bytes]]
     def file_of(location: str) -> memoryview:
         if location not in beside:
             raise InvalidTeacher(
-                f"the model's weights lie in {short(location)!r}, and the archive has {listed(beside)} beside the model: "
-                "put all files of the model into it, under the names that they were saved with"
+                f"the model's weights lie in {short(location)!r}, and the archive has {listed(beside)} beside the "
+                "model: put all files of the model into it, under the names that they were saved with"
             )
         if location not in kept:
             kept[location] = read(beside[location])
@@ -126,6 +127,8 @@ def _from_members(sizes: dict[str, int], open_member: Callable[[str], IO[bytes]]
 
 def _packed(content: bytes, file_of: Callable[[str], memoryview], bytes_max: int, *, is_sent: bool) -> bytes:
     """Bytes of the model with its weights in it; those that have come if they are in it already."""
+    if not content:
+        raise InvalidTeacher("the ONNX file is empty: it was cut off, or is still being written")
     model = parse(content)
     if next(external_tensors(model), None) is None:
         if is_sent:

@@ -155,8 +155,8 @@ def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int) -> tuple[int
     for tensor in (tensor for scope in scopes for tensor in scope.tensors):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise InvalidTeacher(
-                f"the weights {short(tensor.name)!r} lie outside the file (external data). Send both files, as the parts "
-                "`file` and `data` or in one zip or tar archive (`retort teachers upload MODEL.onnx --data "
+                f"the weights {short(tensor.name)!r} lie outside the file (external data). Send both files, as the "
+                "parts `file` and `data` or in one zip or tar archive (`retort teachers upload MODEL.onnx --data "
                 "MODEL.onnx.data`), or save the model as one file: onnx.save(onnx.load(path), new_path)"
             )
         values = count_of(tensor.dims)

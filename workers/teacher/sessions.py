@@ -86,8 +86,8 @@ def session_warnings(session: AnySession, device: str) -> tuple[str, ...]:
     warnings = []
     if isinstance(session, ConfinedSession) and session.missing:
         warnings.append(
-            f"the teacher's process runs without {' and without '.join(session.missing)}; its limits of time and memory "
-            "hold: use teachers that you trust on such a machine"
+            f"the teacher's process runs without {' and without '.join(session.missing)}; its limits of time and "
+            "memory hold: use teachers that you trust on such a machine"
         )
     operators = session.cpu_operators
     if operators:

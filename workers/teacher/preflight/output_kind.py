@@ -35,10 +35,10 @@ STORED: dict[OutputKind, StoredKind] = {
     "percent": "percent",
 }
 _LEVEL_IS_LOST = ("log_probabilities", "probabilities", "percent")
-_STATE_IT = (
-    'State what they are in the teacher\'s `output_kind` ("sigmoid", "probabilities" or "percent"), and they are turned '
-    "into logits, or export the logits, what goes into the last Sigmoid or Softmax, or name the output that holds them "
-    "in the teacher's `output`."
+_NEXT_STEP = (
+    "Export the logits, what goes into the last Sigmoid or Softmax, or name the output that holds them in the "
+    'teacher\'s `output`; or state what they are in its `output_kind` ("sigmoid", "probabilities" or "percent"), and '
+    "they are turned into logits."
 )
 
 
@@ -134,8 +134,8 @@ def _said(kind: OutputKind, z_RN: NDArray[np.float64]) -> str:
     ones = int((z_RN >= 1).sum())
     lost = f" {ones} of {z_RN.size} were rounded to 1, and all have the logit 16.6: export the logits." if ones else ""
     return (
-        "the teacher ends in a sigmoid: log p - log (1 - p) of its output is cached, the logits before the sigmoid up to "
-        f"rounding.{lost} Methods take a softmax over them, as of one class in each picture"
+        "the teacher ends in a sigmoid: log p - log (1 - p) of its output is cached, the logits before the sigmoid up "
+        f"to rounding.{lost} Methods take a softmax over them, as of one class in each picture"
     )
 
 
@@ -155,5 +155,5 @@ def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64]) -> lis
         return []
     return [
         f"The teacher's outputs ({output!r}) {what}, not logits, and a softmax over them would be nearly flat or "
-        f"nearly hard. {_STATE_IT}"
+        f"nearly hard. {_NEXT_STEP}"
     ]
