@@ -155,11 +155,10 @@ def infer_blocks(
         store.DiskFull: no room; committed blocks stay, the call can be repeated when there is some.
         store.StoreError, WorkerError: as the teacher and the writer raise them.
     """
-    if (teacher.output_kind, teacher.columns) != (writer.spec.output_kind, writer.spec.columns):
-        raise ValueError(
-            f"the cache holds {writer.spec.output_kind} of columns {writer.spec.columns}, the teacher was made for "
-            f"{teacher.output_kind} of columns {teacher.columns}"
-        )
+    if teacher.output_kind != writer.spec.output_kind:
+        raise ValueError(f"the cache holds {writer.spec.output_kind}, the teacher was made for {teacher.output_kind}")
+    if teacher.columns != writer.spec.columns:
+        raise ValueError(f"the cache holds columns {writer.spec.columns}, the teacher was made for {teacher.columns}")
     if teacher.batch is not None:
         batch_size = teacher.batch * max(1, batch_size // teacher.batch)
     wanted = list(blocks)

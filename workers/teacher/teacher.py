@@ -116,7 +116,7 @@ class Teacher:
         )
         self.preprocessing = preprocessing
         self.output_kind: StoredKind = output_kind
-        self.columns = columns
+        self.columns = None if columns is None else tuple(columns)
         self.output_name = self.graph.output
         self.batch = self.graph.batch
         self.rows_max: int | None = None
