@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from workers.errors import InvalidTeacher
 from workers.onnx.external_data import external_tensors, take_in
-from workers.onnx.parsing import listed, parse, short
+from workers.onnx.parsing import EXPORT_HINT, listed, parse, short
 
 MEMBERS_MAX = 10_000
 _HIDDEN = ("__MACOSX",)  # what macOS puts into archives beside the files
@@ -76,8 +76,8 @@ def _from_archive(path: str, bytes_max: int) -> bytes:
         RuntimeError,
     ) as error:
         raise InvalidTeacher(
-            f"the archive cannot be read ({type(error).__name__}: {short(str(error), 200)}): make it with `tar cf` or "
-            "`zip`, without a password"
+            f"not an ONNX file, and as an archive it cannot be read ({type(error).__name__}: "
+            f"{short(str(error), 200)}): make one of an ONNX file and its weights with `tar cf` or `zip`, without a password"
         ) from error
 
 
@@ -98,7 +98,10 @@ def _from_members(sizes: dict[str, int], open_member: Callable[[str], IO[bytes]]
     ]
     if len(models) != 1:
         what = listed(models) if models else f"no .onnx file (it has {listed(sizes) or 'no files'})"
-        raise InvalidTeacher(f"the archive has {what}, it must have one .onnx file and the files of its weights")
+        raise InvalidTeacher(
+            f"not an ONNX file: it is an archive with {what}, and an archive must hold one ONNX file and the files of "
+            f"its weights. {EXPORT_HINT}"
+        )
     beside = {path.name: name for name, path in paths.items() if path.parent == paths[models[0]].parent}
     left = bytes_max
     kept: dict[str, bytes] = {}
