@@ -77,7 +77,8 @@ def _from_archive(path: str, bytes_max: int) -> bytes:
     ) as error:
         raise InvalidTeacher(
             f"not an ONNX file, and as an archive it cannot be read ({type(error).__name__}: "
-            f"{short(str(error), 200)}): make one of an ONNX file and its weights with `tar cf` or `zip`, without a password"
+            f"{short(str(error), 200)}): make one of an ONNX file and its weights with `tar cf` or `zip`, without a "
+            "password"
         ) from error
 
 
