@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.cli import main
-from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes, problem
+from tests.service.api.test_routes import problem
+from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes
 from tests.workers.onnx.test_packing import tarred, zipped
 
 pytest_plugins = ["tests.support.service_fixtures"]
