@@ -8,6 +8,7 @@ process loads this file.
 import fcntl
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +50,15 @@ def is_archive(path: Path) -> bool:
     return any(head.startswith(magic, offset) for offset, magic in _MAGIC)
 
 
-def pack(path: Path, data: Path | None, data_name: str | None, *, bytes_max: int, timeout_s: float) -> PackedFile:
+def pack(
+    path: Path,
+    data: Path | None,
+    data_name: str | None,
+    *,
+    bytes_max: int,
+    timeout_s: float,
+    check_room: Callable[[int], None] = lambda needed_bytes: None,
+) -> PackedFile:
     """Make one ONNX file of a model and its weights, in the place of the model's.
 
     Args:
@@ -58,6 +67,7 @@ def pack(path: Path, data: Path | None, data_name: str | None, *, bytes_max: int
         data_name: the name under which that came; None is not known.
         bytes_max: of the new file.
         timeout_s: wall-clock seconds for the child.
+        check_room: called with the bytes that are about to be written; raises when there is no room for them.
 
     Raises:
         InvalidTeacher: they do not belong together, or are damaged, hostile or too large.
@@ -85,7 +95,9 @@ def pack(path: Path, data: Path | None, data_name: str | None, *, bytes_max: int
         )
         if outcome.breach is not None:
             raise InvalidTeacher(f"putting the teacher's files together {outcome.breach}")
-        return _copy(descriptor, path, _size(outcome.value, bytes_max))
+        size = _size(outcome.value, bytes_max)
+        check_room(size)
+        return _copy(descriptor, path, size)
     finally:
         os.close(descriptor)
 

@@ -61,11 +61,11 @@ def _from_archive(path: str, bytes_max: int) -> bytes:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
-                return _from_members(sizes, archive.open, bytes_max)
+                return _from_members("a zip", sizes, archive.open, bytes_max)
         with tarfile.open(path) as archive:
             members = {member.name: member for member in archive if member.isreg()}
             sizes = {name: member.size for name, member in members.items()}
-            return _from_members(sizes, lambda name: _opened(archive, members[name]), bytes_max)
+            return _from_members("a tar", sizes, lambda name: _opened(archive, members[name]), bytes_max)
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
@@ -88,7 +88,7 @@ def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return opened
 
 
-def _from_members(sizes: dict[str, int], open_member: Callable[[str], IO[bytes]], bytes_max: int) -> bytes:
+def _from_members(kind: str, sizes: dict[str, int], open_member: Callable[[str], IO[bytes]], bytes_max: int) -> bytes:
     if len(sizes) > MEMBERS_MAX:
         raise InvalidTeacher(f"the archive has {len(sizes)} files, at most {MEMBERS_MAX} are read")
     paths = {name: PurePosixPath(name) for name in sizes}
@@ -100,8 +100,8 @@ def _from_members(sizes: dict[str, int], open_member: Callable[[str], IO[bytes]]
     if len(models) != 1:
         what = listed(models) if models else f"no .onnx file (it has {listed(sizes) or 'no files'})"
         raise InvalidTeacher(
-            f"not an ONNX file: it is an archive with {what}, and an archive must hold one ONNX file and the files of "
-            f"its weights. {EXPORT_HINT}"
+            f"not an ONNX file: it is {kind} archive with {what}, and an archive must hold one ONNX file and the "
+            f"files of its weights. {EXPORT_HINT}"
         )
     beside = {path.name: name for name, path in paths.items() if path.parent == paths[models[0]].parent}
     left = bytes_max

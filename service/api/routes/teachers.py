@@ -122,7 +122,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     preprocessing = _preprocessing(upload.fields.get("preprocessing"))
     reading = reading_of(upload.fields)
     settings = ctx.settings
-    file = _one_file(upload, settings)
+    file = _one_file(upload, ctx)
     name = _name(upload.fields.get("name"), file.sha256)
     graph = inspect_in_subprocess(
         upload.path, upload.fields.get("output"), settings.inspect_timeout_s, reading.input_values
@@ -159,7 +159,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     return kept, is_new
 
 
-def _one_file(upload: Upload, settings: Settings) -> PackedFile:
+def _one_file(upload: Upload, ctx: Context) -> PackedFile:
     """Digest and size of what has come, once its weights are in it."""
     if upload.data is None and not is_archive(upload.path):
         return PackedFile(upload.sha256, upload.size_bytes)
@@ -167,8 +167,9 @@ def _one_file(upload: Upload, settings: Settings) -> PackedFile:
         upload.path,
         upload.data,
         upload.data_name,
-        bytes_max=settings.teacher_max_bytes,
-        timeout_s=settings.inspect_timeout_s,
+        bytes_max=ctx.settings.teacher_max_bytes,
+        timeout_s=ctx.settings.inspect_timeout_s,
+        check_room=ctx.check_disk,
     )
 
 

@@ -181,7 +181,10 @@ BOMB = zipped({"m.onnx": MODEL, "m.onnx.data": bytes(8 << 20)})
     [
         (zipped({"m.onnx": MODEL}), r"lie in 'm.onnx.data', and the archive has m.onnx beside the model"),
         (zipped({"a/m.onnx": MODEL, "b/m.onnx.data": DATA}), "the archive has m.onnx beside the model"),
-        (zipped({"m.onnx": MODEL, "n.onnx": MODEL}), r"an archive with m.onnx, n.onnx, and an archive must hold one"),
+        (
+            zipped({"m.onnx": MODEL, "n.onnx": MODEL}),
+            r"a zip archive with m.onnx, n.onnx, and an archive must hold one",
+        ),
         (zipped({"archive/data.pkl": b""}), r"no .onnx file \(it has archive/data.pkl\).*Export the classifier"),
         (zipped({"m.onnx": b""}), "the ONNX file is empty"),
         (zipped({f"{i}": b"" for i in range(10_001)}), "has 10001 files"),

@@ -275,7 +275,7 @@ def test_preflight_refuses_classes_in_an_order_that_differs_in_part(
     names: list[str], per_class: int, found: str, tmp_path: Path
 ) -> None:
     with pytest.raises(
-        ContractViolation, match=r'No setting states an order: rename .*"accept_teacher": true'
+        ContractViolation, match=r'Upload the teacher with its `class_names`.* or rename .*"accept_teacher": true'
     ) as error:
         teacher(sees_level(len(names)), tmp_path).run_preflight(levels(names, per_class))
     assert found in str(error.value)
