@@ -12,7 +12,8 @@ In the order in which a mistake would spoil the rest:
 5. the teacher is right more often than predictions that know nothing of the picture;
 6. no other order of the classes and no other usual preprocessing is right significantly more often on the same rows.
 
-Points 4 (where it is not stated), 5 and 6 are judgements: a job may insist with ``accept_teacher``, and they become warnings.
+Points 4 (where it is not stated), 5 and 6 are judgements: a job may insist with ``accept_teacher``, and they become
+warnings.
 
 Chance is the accuracy of the same predictions against the same labels in random order, in the mean the sum over classes
 of P(predicted) P(label). It explains the hits if one such order in 1 / ``ALPHA`` reaches them: both counts per class
