@@ -32,7 +32,7 @@ def in_two_files() -> tuple[bytes, bytes]:
 
 def takes_bytes() -> bytes:
     """A teacher with its preprocessing in the graph, and a scalar input beside the pictures."""
-    weight = numpy_helper.from_array(np.eye(64, 10, dtype=np.float32), "w")
+    weight = numpy_helper.from_array(np.eye(192, 10, dtype=np.float32), "w")
     nodes = [
         helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["float"], ["flat"]),
@@ -41,7 +41,7 @@ def takes_bytes() -> bytes:
     ]
     inputs = [
         helper.make_tensor_value_info("keep_prob", TensorProto.FLOAT, []),
-        helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 8, 8, 1]),
+        helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 8, 8, 3]),
     ]
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])]
     graph = helper.make_graph(nodes, "bytes", inputs, outputs, [weight])
@@ -124,12 +124,12 @@ def test_wrong_statements_are_refused(shared_api: Api, fields: dict[str, str], s
 
 def test_byte_input_and_scalar_inputs(api: Api) -> None:
     """The smoke run gives it bytes and the value; a scaling is refused."""
-    layout = '{"channels": "gray", "layout": "nhwc"%s}'
+    layout = '{"layout": "nhwc"%s}'
     given = {"preprocessing": layout % "", "input_values": '{"keep_prob": 0.5}'}
     made = api.upload(takes_bytes(), **given)
     assert made.status_code == 201, made.text
     teacher = made.json()
-    assert (teacher["preprocessing"]["scale"], teacher["preprocessing"]["mean"]) == (1.0, [0.0])
+    assert (teacher["preprocessing"]["scale"], teacher["preprocessing"]["mean"]) == (1.0, [0.0] * 3)
     assert (teacher["smoke_run"], teacher["input_values"]) == ("passed", {"keep_prob": 0.5})
     assert [each["name"] for each in teacher["inputs"]] == ["x", "keep_prob"]
     scaled = {**given, "preprocessing": layout % ', "scale": 0.5'}
@@ -187,6 +187,6 @@ def test_command_uploads_with_every_statement(api: Api, tmp_path: Path, capsys: 
     )
     (tmp_path / "bytes.onnx").write_bytes(takes_bytes())
     command = ["--url", api.url, "--json", "teachers", "upload", str(tmp_path / "bytes.onnx")]
-    command += ["--preprocessing", '{"channels": "gray", "layout": "nhwc"}', "--input", "keep_prob=0.5"]
+    command += ["--preprocessing", '{"layout": "nhwc"}', "--input", "keep_prob=0.5"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["input_values"] == {"keep_prob": 0.5}

@@ -12,6 +12,7 @@ Values between 0 and 1 that no Sigmoid has made, and scaled or rounded probabili
 refused until a client states the kind. A stated kind has to be possible for every value.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -89,19 +90,20 @@ def find_kind(teacher: TeacherSession, outputs_RN: Outputs, stated: OutputKind |
 
 
 def _stated(z_RN: NDArray[np.float64], kind: OutputKind, tolerance: float, output: str) -> FoundKind:
+    is_positive = bool((z_RN >= 0).all())
     if kind == "logits":
-        looks_like = (z_RN >= 0).all() and (_sums_to(z_RN, 1, tolerance) or z_RN.max() <= 1)
+        looks_like = is_positive and (_sums_to(z_RN, 1, tolerance) or z_RN.max() <= 1)
         warning = (
             f"the teacher's outputs ({output!r}) lie between 0 and 1, and are used as logits, for its output_kind says "
             "so: a softmax over them is nearly flat"
         )
         return FoundKind(kind, (warning,) if looks_like else ())
     rounded = max(tolerance, SCALED_SUM_TOLERANCE)
-    possible = {
-        "log_probabilities": lambda: (z_RN <= tolerance).all() and _sums_to(np.exp(z_RN), 1, rounded),
-        "probabilities": lambda: (z_RN >= 0).all() and _sums_to(z_RN, 1, rounded),
-        "percent": lambda: (z_RN >= 0).all() and _sums_to(z_RN, 100, 100 * rounded),
-        "sigmoid": lambda: (z_RN >= 0).all() and z_RN.max() <= 1,
+    possible: dict[OutputKind, Callable[[], bool]] = {
+        "log_probabilities": lambda: bool((z_RN <= tolerance).all()) and _sums_to(np.exp(z_RN), 1, rounded),
+        "probabilities": lambda: is_positive and _sums_to(z_RN, 1, rounded),
+        "percent": lambda: is_positive and _sums_to(z_RN, 100, 100 * rounded),
+        "sigmoid": lambda: is_positive and bool(z_RN.max() <= 1),
     }
     if not possible[kind]():
         sums_R = z_RN.sum(axis=1)
