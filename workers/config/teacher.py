@@ -112,5 +112,5 @@ class TeacherSpec(TeacherReading):
 
     @property
     def reading(self) -> TeacherReading:
-        """What a client has stated about the graph, without the file."""
+        """Statements of a client about the graph, without the file."""
         return TeacherReading(**{name: getattr(self, name) for name in TeacherReading.model_fields})

@@ -13,7 +13,7 @@ _JSON_FIELDS = ("class_names", "class_map", "input_values")
 
 
 def reading_of(fields: Mapping[str, str]) -> TeacherReading:
-    """What a client states of a teacher's output, classes and other inputs.
+    """Read the statements of a client about a teacher's output, classes and other inputs.
 
     Raises:
         InvalidRequest: a field cannot be read, or has a wrong value.
