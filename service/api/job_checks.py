@@ -76,7 +76,7 @@ def check_job(request: JobRequest, context: Context) -> CheckedJob:
     if size is not None:
         for student in plan.students:
             check_image_side(student.name, min(size))
-    return CheckedJob(plan, teacher, source, names, matched)
+    return CheckedJob(plan, teacher, source, class_names=names, classes=matched)
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:

@@ -57,7 +57,7 @@ class FoundKind(NamedTuple):
 
     @property
     def stored(self) -> StoredKind:
-        """How logits are made of it."""
+        """Way in which logits are made of it, as the cache has it."""
         return STORED[self.kind]
 
     @property
