@@ -16,6 +16,7 @@ import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,7 +185,7 @@ class Teacher:
         np.copyto(converted, input_, casting="unsafe" if self.graph.takes_bytes else "same_kind")
         return converted
 
-    def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.number]:
+    def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """An array for an input: where the session's process sees it, if it has one of its own."""
         # Threads that load ask at any moment, also while one session follows another.
         return np.empty(shape, dtype) if self._shared is None else self._shared.empty(shape, dtype)
