@@ -25,6 +25,7 @@ MAX_BLOCK_ROWS = 4096
 MAX_BLOCK_BYTES = 16 << 20  # 16 MiB of logits, as they are stored
 MAX_DECODED_BYTES = 256 << 20  # of which a writer is given float32 rows; only sparse rows can shrink so much
 
+StoredKind = Literal["logits", "log_probabilities", "percent", "sigmoid"]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -41,9 +42,12 @@ class CacheSpec(BaseModel):
     """Identity of one cache: a teacher's outputs on ``views`` views of a split of a dataset.
 
     ``preprocessing`` and ``augmentation`` are opaque here: the layer above owns their meaning and their
-    canonical form, the store only demands that they are JSON. ``output_kind`` is "log_probabilities"
-    when the graph ended in a softmax and the log of its output was stored. ``dtype`` is that of the
-    rows that a reader hands out, and of those that are stored if the encoding is "dense".
+    canonical form, the store only demands that they are JSON. ``output_kind`` is how the stored logits came
+    from the graph's output: "logits" as they were, "log_probabilities" by the log of probabilities, "percent"
+    by the log of a hundredth, "sigmoid" by log(p / (1 - p)). ``columns`` are those of the output that were
+    taken, for each class of the dataset in order; None is all of them in their own order. ``teacher_inputs``
+    are values of the graph's scalar inputs. ``dtype`` is that of the rows that a reader hands out, and of
+    those that are stored if the encoding is "dense".
     Raises pydantic.ValidationError (a ValueError) naming each wrong field.
     """
 
@@ -52,7 +56,7 @@ class CacheSpec(BaseModel):
     format_version: Literal[1] = 1
     teacher_sha256: Sha256
     teacher_output: str = Field(min_length=1)
-    output_kind: Literal["logits", "log_probabilities"]
+    output_kind: StoredKind
     dataset_fingerprint: Sha256
     split: str = Field(min_length=1)
     samples: int = Field(ge=1, strict=True)
@@ -63,12 +67,23 @@ class CacheSpec(BaseModel):
     views: int = Field(ge=1, strict=True)
     dtype: Literal["float16", "float32"]
     encoding: Encoding = "dense"
+    # Joined later: left out of the canonical JSON where they say nothing, so that earlier keys stay.
+    columns: tuple[Annotated[int, Field(ge=0, strict=True)], ...] | None = Field(
+        None, exclude_if=lambda given: given is None
+    )
+    teacher_inputs: dict[str, JsonValue] = Field({}, exclude_if=lambda given: not given)
 
-    @field_validator("preprocessing", "augmentation")
+    @field_validator("preprocessing", "augmentation", "teacher_inputs")
     @classmethod
     def _is_canonical(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
         canonical_json(value)
         return value
+
+    @model_validator(mode="after")
+    def _one_column_each(self) -> Self:
+        if self.columns is not None and len(self.columns) != self.classes:
+            raise ValueError(f"columns has {len(self.columns)} numbers, there are {self.classes} classes")
+        return self
 
     @model_validator(mode="after")
     def _encodable(self) -> Self:

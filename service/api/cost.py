@@ -8,7 +8,7 @@ import json
 from sqlalchemy import func, select
 
 from service.api.dependencies import Context
-from service.api.job_checks import classes_of
+from service.api.job_checks import CheckedJob
 from service.api.schemas.costs import BreakEven, CacheCost, Cost, ForwardsCost, OtherWork, SecondsCost
 from service.db.database import Database
 from service.db.models import JobRecord, TeacherRecord
@@ -20,7 +20,6 @@ from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate
 from service.estimates.workload import JobRows, Slots, rows_of, training_s, workload_of
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
-from workers.data.kinds.base import Source
 from workers.teacher.cache_plan import KnownTeacher
 from workers.teacher.forwards import forwards_of_live_teacher
 
@@ -28,14 +27,17 @@ _NO_SLOTS = "no engine has led here yet, so it is not known how many runs fit at
 _TOO_LARGE = "a run needs more slots than the engine has"
 
 
-def cost_of(plan: Plan, teacher: TeacherRecord, source: Source, context: Context) -> Cost:
+def cost_of(checked: CheckedJob, context: Context) -> Cost:
     """Estimate a job that was checked."""
+    plan, teacher, source = checked.plan, checked.teacher, checked.source
     known = KnownTeacher(
         sha256=teacher.sha256,
         output=teacher.output,
         output_kind="logits",
-        classes=classes_of(teacher) or source.classes,
+        classes=source.classes,
         preprocessing=Preprocessing.model_validate(teacher.preprocessing),
+        columns=None if checked.classes is None else checked.classes.columns,
+        inputs=(teacher.reading or {}).get("input_values", {}),
     )
     caches = expected_caches(plan, known, source, datasets=context.settings.datasets_dir, catalog=context.catalog)
     samples = {str(split): count for split, count in caches.samples.items()}

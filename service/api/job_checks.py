@@ -3,22 +3,46 @@
 The preflight finds the rest when the job starts: a truncated picture, the teacher's accuracy.
 """
 
+from dataclasses import dataclass
+
 from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
+from service.estimates.caches import known_class_names
 from service.settings import Settings
 from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
+from workers.config.teacher import TeacherReading
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
 from workers.data.kinds.base import Source
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.onnx.teacher_graph import class_count
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
+from workers.teacher.class_columns import ClassColumns, match_classes
+
+
+@dataclass(frozen=True)
+class CheckedJob:
+    """A request that was checked.
+
+    Attributes:
+        plan: with the dataset in place.
+        source: the dataset as it was found.
+        class_names: of the dataset, in label order; None where only decoding tells.
+        classes: how the dataset's classes lie in the teacher's output; None where the names are not known yet.
+    """
+
+    plan: Plan
+    teacher: TeacherRecord
+    source: Source
+    class_names: tuple[str, ...] | None
+    classes: ClassColumns | None
 
 
 def check_request(request: JobRequest, context: Context) -> None:
@@ -66,36 +90,35 @@ def find_dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
     return DATASET.validate_python(found.spec)
 
 
-def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Source:
-    """Check a filled plan against its dataset and teacher; return the dataset as it was found.
+def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> CheckedJob:
+    """Check a filled plan against its dataset and teacher.
 
     Raises:
         InvalidRequest: more epochs than the settings allow.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
-        ContractViolation: teacher and dataset have different numbers of classes.
+        ContractViolation: teacher and dataset have different numbers of classes, or the teacher's names of classes are
+            not the dataset's.
         InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
             saves nothing, or the dataset lacks a split that the job needs.
     """
     _check_epochs(plan, settings)
     source = examine(plan.dataset, settings.data_root)
     plan.splits(source.splits)
-    _check_classes(teacher, source)
-    classes = classes_of(teacher) or source.classes
-    check_encoding(plan.cache.encoding, classes)
+    names = known_class_names(source, settings.datasets_dir)
+    matched = _match_classes(teacher, source, names)
+    check_encoding(plan.cache.encoding, source.classes)
     for student in plan.students:
         check_batch_size(student.name, plan.training.batch_size // plan.training.accumulate)
     size = student_size(plan)
     if size is not None:
         for student in plan.students:
             check_image_side(student.name, min(size))
-    return source
+    return CheckedJob(plan, teacher, source, class_names=names, classes=matched)
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:
     """Number of classes that the teacher's graph declares; None where it leaves it open."""
-    shape = next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output)
-    last = shape[-1] if shape else None
-    return last if isinstance(last, int) else None
+    return class_count(next(value["shape"] for value in teacher.outputs if value["name"] == teacher.output))
 
 
 def _check_epochs(plan: Plan, settings: Settings) -> None:
@@ -109,13 +132,16 @@ def _check_epochs(plan: Plan, settings: Settings) -> None:
         )
 
 
-def _check_classes(teacher: TeacherRecord, source: Source) -> None:
-    classes = classes_of(teacher)
-    if classes not in (None, source.classes):
+def _match_classes(teacher: TeacherRecord, source: Source, names: tuple[str, ...] | None) -> ClassColumns | None:
+    classes, reading = classes_of(teacher), TeacherReading.model_validate(teacher.reading or {})
+    is_named = reading.class_names is not None or reading.class_map or teacher.file_class_names is not None
+    if not is_named and classes not in (None, source.classes):
         raise ContractViolation(
             f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the dataset has "
-            f"{source.classes}: they must be the same classes in the same order"
+            f"{source.classes}: they must be the same classes in the same order, or the teacher must be uploaded with "
+            "its `class_names`, which are matched with those of the dataset"
         )
+    return None if names is None else match_classes(reading, teacher.file_class_names, names, classes)
 
 
 def student_size(plan: Plan) -> Size | None:

@@ -24,7 +24,19 @@ def preview_page(preview: Document) -> RenderableType:
     recipe = render.facts({"recipe": filled_in(preview["plan"])})
     # A service of an earlier version estimates nothing.
     cost = [Text(), cost_table(preview["cost"])] if preview.get("cost") else []
-    return Group(Text(f"{len(rows)} runs, none started"), table, *cost, Text(), seen, recipe, *warnings)
+    classes = render.facts({"classes": _classes(preview.get("classes"))})
+    return Group(Text(f"{len(rows)} runs, none started"), table, *cost, Text(), seen, classes, recipe, *warnings)
+
+
+def _classes(planned: Document | None) -> str:
+    """Sentence about the order of the classes; of an earlier service, or where only decoding tells, that it is open."""
+    if planned is None:
+        return "matched with the teacher's when the pictures have been decoded"
+    as_they_are = {
+        "position": "taken in their order, no names tell",
+        "name": "the teacher's by name, in the same order",
+    }
+    return str(planned["note"] or as_they_are[planned["matched_by"]])
 
 
 def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:

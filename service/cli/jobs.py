@@ -23,7 +23,8 @@ from service.client.transport import Document
 
 JobId = Annotated[str, typer.Argument(metavar="JOB_ID")]
 AnyId = Annotated[str, typer.Argument(metavar="ID", help="Of a job or of a run.")]
-_TEACHER_KEYS = frozenset({"path", "preprocessing", "output", "name"})
+_STATED = ("name", "preprocessing", "output", "output_kind", "class_names", "class_map", "input_values")
+_TEACHER_KEYS = frozenset({"path", "data", *_STATED})
 
 
 def register(app: typer.Typer) -> None:
@@ -213,13 +214,12 @@ def _upload(client: Client, teacher: Document, folder: Path) -> Document:
     if unknown or "path" not in teacher:
         raise BadInput(
             f'"teacher" has {", ".join(unknown) or "no path"}; it is an id, or an object with '
-            '"path" and perhaps "preprocessing", "output" and "name"'
+            f'"path" and perhaps {", ".join(sorted(_TEACHER_KEYS - {"path"}))}'
         )
     return client.upload_teacher(
         folder / teacher["path"],
-        name=teacher.get("name"),
-        preprocessing=teacher.get("preprocessing"),
-        output=teacher.get("output"),
+        data=folder / teacher["data"] if teacher.get("data") else None,
+        **{name: teacher.get(name) for name in _STATED},
     )
 
 

@@ -15,6 +15,7 @@ from service.cli.base import BadInput, CommandFailed, parse_json, session
 from service.cli.follow import follow
 from service.client.client import Client
 from service.client.transport import Document
+from workers.config.teacher import TeacherReading
 
 _BUNDLE = "bundle.json"
 # In the order in which one follows from the other: what is named first explains most.
@@ -86,14 +87,18 @@ def find_teacher(client: Client, wanted: Document) -> str:
     Raises:
         CommandFailed: there is none, saying what to upload.
     """
+    stated = TeacherReading.model_validate(wanted.get("reading", {}))
     alike = [teacher for teacher in client.teachers() if teacher["sha256"] == wanted["sha256"]]
     for teacher in alike:
-        if all(teacher[name] == wanted[name] for name in ("output", "preprocessing")):
+        is_same = all(teacher[name] == wanted[name] for name in ("output", "preprocessing"))
+        reading = TeacherReading.model_validate({name: teacher[name] for name in TeacherReading.model_fields})
+        if is_same and reading == stated:
             return str(teacher["id"])
-    what = "with another output or preprocessing" if alike else "not at all"
+    what = "with another output, preprocessing or reading" if alike else "not at all"
     raise CommandFailed(
         f"the teacher {wanted['name']!r} with SHA-256 {wanted['sha256']} is there {what}: upload it with the output "
-        f"{wanted['output']!r} and the preprocessing {json.dumps(wanted['preprocessing'])}"
+        f"{wanted['output']!r}, the preprocessing {json.dumps(wanted['preprocessing'])} and what is stated of it: "
+        f"{stated.model_dump_json()}"
     )
 
 

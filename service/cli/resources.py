@@ -1,7 +1,8 @@
 """Commands about teachers, datasets, methods and students."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.text import Text
@@ -15,6 +16,7 @@ from workers.config.published_preprocessing import NAMED
 
 PANEL = "What jobs are made of"
 _DIGITS_SHOWN = 12
+OutputKindName = Literal["logits", "log_probabilities", "probabilities", "sigmoid", "percent"]
 InName = Annotated[str | None, typer.Option(help="Only those whose name holds this.")]
 
 teachers = typer.Typer(no_args_is_help=True, help="The ONNX classifiers that teach.")
@@ -67,12 +69,42 @@ def upload_teacher(
         ),
     ] = None,
     output: Annotated[str | None, typer.Option(help="Which output holds the logits, if there are several.")] = None,
+    output_kind: Annotated[
+        OutputKindName | None, typer.Option(help="What that output holds; told by its values by default.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.onnx.data", exists=True, dir_okay=False, help="Its weights, if they lie beside it."),
+    ] = None,
+    class_names: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|FILE", help="Names of the output's columns: JSON, or a file with one a line."),
+    ] = None,
+    class_map: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|FILE", help="Columns or names of classes that a dataset calls otherwise."),
+    ] = None,
+    input: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Value of a scalar input beside the pictures.")
+    ] = None,
 ) -> None:
-    """Upload a teacher; the same file again is the same teacher."""
+    """Upload a teacher; the same file again is the same teacher.
+
+    FILE may be a zip or tar archive of the ONNX file and the files of its weights.
+    """
     options = session(context)
-    given = None if preprocessing is None else preprocessing_of(preprocessing)
     with options.client() as client:
-        teacher = client.upload_teacher(file, name=name, preprocessing=given, output=output)
+        teacher = client.upload_teacher(
+            file,
+            name=name,
+            preprocessing=None if preprocessing is None else preprocessing_of(preprocessing),
+            output=output,
+            data=data,
+            output_kind=output_kind,
+            class_names=None if class_names is None else _names(class_names),
+            class_map=None if class_map is None else _object(class_map, "--class-map"),
+            input_values=_input_values(input or []) or None,
+        )
     options.show(teacher, lambda: Text(teacher["id"]))
 
 
@@ -180,6 +212,46 @@ def students(context: typer.Context) -> None:
     sizes = ["" if item["parameters_100"] is None else f"{item['parameters_100']:,}" for item in found]
     rows = [(item["name"], item["family"], size, item["summary"]) for item, size in zip(found, sizes, strict=True)]
     options.show(found, lambda: render.table(headers, rows))
+
+
+def _names(text: str) -> Document | list[str]:
+    """Class names: JSON in the command line or a file, or a file with one in each line."""
+    path = Path(text)
+    content = text if text.lstrip().startswith(("[", "{")) else path.read_text() if path.is_file() else None
+    if content is None:
+        raise BadInput(f"--class-names {text!r} is neither JSON nor a file")
+    if content.lstrip().startswith(("[", "{")):
+        found: Document | list[str] = _json(content, "--class-names")
+        return found
+    return [line.strip() for line in content.splitlines() if line.strip()]
+
+
+def _input_values(given: list[str]) -> Document:
+    """Values by name, of NAME=VALUE each."""
+    values: Document = {}
+    for each in given:
+        name, equals, text = each.rpartition("=")
+        if not (name and equals):
+            raise BadInput(f"--input {each!r} is not NAME=VALUE")
+        values[name] = _json(text.lower(), f"--input {name}")
+    return values
+
+
+def _json(text: str, option: str) -> Any:  # noqa: ANN401  # JSON as it comes
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise BadInput(f"{option} is not JSON: {error}") from None
+
+
+def _object(text: str, option: str) -> Document:
+    """JSON object that is given in the command line itself, or as the name of its file."""
+    if text.lstrip().startswith("{"):
+        return parse_json(text, option)
+    path = Path(text)
+    if not path.is_file():
+        raise BadInput(f"{option} {text!r} is neither a JSON object nor a file")
+    return read_json(path)
 
 
 def preprocessing_of(text: str) -> Document | str:

@@ -506,6 +506,23 @@ class ViewSizes(TypedDocument):
     teacher: list[int] | None
 
 
+class PlannedClass(TypedDocument):
+    """A class of the dataset, and the column of the teacher's output that is taken for it."""
+
+    dataset: str
+    column: int
+    teacher: str | None
+
+
+class PlannedClasses(TypedDocument):
+    """Classes of the dataset in the order of their labels, as the cache and all students have them."""
+
+    matched_by: Literal["position", "name"]
+    count: int
+    order: list[PlannedClass]
+    note: str
+
+
 class CacheCost(TypedDocument):
     """One cache that the job would have."""
 
@@ -576,6 +593,7 @@ class JobPreview(TypedDocument):
     plan: dict[str, Any]
     runs: list[PlannedRun]
     views: ViewSizes
+    classes: PlannedClasses | None
     warnings: list[str]
     cost: Cost
 
@@ -851,7 +869,12 @@ class Teacher(TypedDocument):
     inputs: list[Value]
     outputs: list[Value]
     output: str
+    output_kind: Literal["logits", "log_probabilities", "probabilities", "sigmoid", "percent"] | None
     classes: int | None
+    class_names: list[str] | None
+    file_class_names: list[str] | None
+    class_map: dict[str, str | int]
+    input_values: dict[str, bool | int | float]
     smoke_run: Literal["passed", "pending"]
     preprocessing: dict[str, Any]
     created_at: str

@@ -2,7 +2,8 @@
 """Routes of teachers, datasets and caches, a method of the client each."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -24,28 +25,47 @@ class ResourceRoutes:
         name: str | None = None,
         preprocessing: Mapping[str, object] | str | None = None,
         output: str | None = None,
+        output_kind: str | None = None,
+        class_names: Sequence[str] | Mapping[str, str] | None = None,
+        class_map: Mapping[str, str | int] | None = None,
+        input_values: Mapping[str, bool | int | float] | None = None,
+        data: Path | None = None,
     ) -> documents.Teacher:
         """Upload an ONNX file, streamed from disk; the same file again gives the same teacher.
 
         Args:
-            path: the ONNX file.
+            path: the ONNX file, or a zip or tar archive of one and the files of its weights.
             name: for people; the file's name by default.
             preprocessing: how a picture becomes the network's input (size, mean, std, ...); or a name, "imagenet", or
                 the document of timm's config.json or Hugging Face's preprocessor_config.json.
             output: which output holds the logits; needed when there are several.
+            output_kind: ``"logits"``, ``"log_probabilities"``, ``"probabilities"``, ``"sigmoid"`` or ``"percent"``;
+                told by the values by default.
+            class_names: of the output's columns, in their order, or by their numbers; matched with a dataset's.
+            class_map: the teacher's name or column of classes that a dataset calls otherwise.
+            input_values: of scalar inputs beside the pictures.
+            data: the file of its weights, if they lie beside it (external data).
         """
-        fields = {"name": name or path.stem}
-        if preprocessing is not None:
-            fields["preprocessing"] = json.dumps(preprocessing)
-        if output is not None:
-            fields["output"] = output
-        with path.open("rb") as stream:
+        as_json = {
+            "preprocessing": preprocessing,
+            "class_names": class_names,
+            "class_map": class_map,
+            "input_values": input_values,
+        }
+        fields = {"name": name or path.stem, "output": output, "output_kind": output_kind}
+        fields |= {field: json.dumps(value) for field, value in as_json.items() if value is not None}
+        with ExitStack() as opened:
+            files = {
+                field: (file.name, opened.enter_context(file.open("rb")), "application/octet-stream")
+                for field, file in (("file", path), ("data", data))
+                if file is not None
+            }
             return self._connection.typed(
                 "POST",
                 "/v1/teachers",
                 documents.Teacher,
-                data=fields,
-                files={"file": (path.name, stream, "application/octet-stream")},
+                data={field: value for field, value in fields.items() if value is not None},
+                files=files,
                 timeout=LONG_S,
                 repeat=False,
             )

@@ -213,6 +213,7 @@ def _new_job(plan: Plan, teacher: TeacherRecord) -> JobRecord:
             "sha256": teacher.sha256,
             "output": teacher.output,
             "preprocessing": teacher.preprocessing,
+            **({"reading": teacher.reading} if teacher.reading else {}),
         },
         plan=plan.model_dump(mode="json"),
     )

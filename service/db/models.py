@@ -29,7 +29,11 @@ from service.db.states import State
 
 
 class TeacherRecord(Base):
-    """An ONNX classifier that was uploaded and inspected. Several may share one file, never one ``identity``."""
+    """An ONNX classifier that was uploaded and inspected. Several may share one file, never one ``identity``.
+
+    ``reading`` is what a client has stated of its output, classes and other inputs (``config.teacher.TeacherReading``),
+    NULL for nothing; ``file_class_names`` are those of the file's metadata.
+    """
 
     __tablename__ = "teachers"
 
@@ -42,6 +46,8 @@ class TeacherRecord(Base):
     outputs: Mapped[list[Json]] = mapped_column()
     output: Mapped[str] = mapped_column(Text)
     preprocessing: Mapped[Json] = mapped_column()
+    reading: Mapped[Json | None] = mapped_column(JSON(none_as_null=True))
+    file_class_names: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
 
 

@@ -63,6 +63,7 @@ def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
                 "sha256": teacher["sha256"],
                 "output": teacher["output"],
                 "preprocessing": teacher["preprocessing"],
+                **teacher.get("reading", {}),
             },
             "teacher_name": teacher.get("name", ""),
         }

@@ -8,11 +8,12 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 
 from store import CacheNotFound, CacheSpec, Catalog, chunks_bytes, full_bytes
+from store.spec import StoredKind
 from workers.config.job import Plan
 from workers.data.decoded import META, KnownSplit, folder_of_copy, known_split
 from workers.data.holdout_rows import holdout_fingerprint, holdout_rows
@@ -24,7 +25,7 @@ from workers.teacher.cache_plan import KnownTeacher, cache_specs
 
 # In the place of a fingerprint that is not known; a cache's size does not depend on it.
 _UNKNOWN = "0" * 64
-_OUTPUT_KINDS: tuple[Literal["logits", "log_probabilities"], ...] = ("logits", "log_probabilities")
+_STORED_KINDS: tuple[StoredKind, ...] = get_args(StoredKind)
 KNOWN = "looked up by key: these very files were decoded before"
 NOT_DECODED = "these files were not decoded before, or the copy is gone: no cache of them can be looked up"
 
@@ -110,7 +111,7 @@ def _look_up(
     catalog: Catalog,
 ) -> dict[Split, CacheSpec]:
     """Specifications, of the kind of output with which caches are there: only running the teacher tells the kind."""
-    of_kind = [cache_specs(plan, teacher._replace(output_kind=kind), splits) for kind in _OUTPUT_KINDS]
+    of_kind = [cache_specs(plan, teacher._replace(output_kind=kind), splits) for kind in _STORED_KINDS]
     there = [sum(_is_there(specs[split], catalog) for split in specs if split in known) for specs in of_kind]
     return of_kind[there.index(max(there))]
 
@@ -179,6 +180,17 @@ def _known_holdout(holdout: Holdout, train: KnownSplit, datasets: Path) -> Known
     except (OSError, ValueError, KeyError, InvalidDataset):
         return None
     return train._replace(fingerprint=holdout_fingerprint(rows_V, train.fingerprint), samples=len(rows_V))
+
+
+def known_class_names(source: Source, datasets: Path) -> tuple[str, ...] | None:
+    """Class names of a dataset in label order; None where only decoding tells them, and these files were not yet."""
+    if source.class_names is not None:
+        return source.class_names
+    known = known_split(datasets, source.key(), "train")
+    try:
+        return None if known is None else _class_names(folder_of_copy(datasets, known.fingerprint))
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from workers.errors import OutOfMemory
 from workers.onnx import session
 from workers.onnx.session import CPU, CUDA_PROVIDER, OnnxSession
+from workers.onnx.teacher_graph import FixedInput
 from workers.teacher import sessions
 
 MEMORY_BYTES = 1 << 30
@@ -50,9 +51,16 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaDouble:
 
     class CudaSession(OnnxSession):
         def __init__(
-            self, path: Path, input_name: str, output_name: str, *, threads: int | None, providers: Sequence[Any] = CPU
+            self,
+            path: Path,
+            input_name: str,
+            output_name: str,
+            *,
+            fixed: Sequence[FixedInput] = (),
+            threads: int | None,
+            providers: Sequence[Any] = CPU,
         ) -> None:
-            super().__init__(path, input_name, output_name, threads=threads)
+            super().__init__(path, input_name, output_name, fixed=fixed, threads=threads)
             if providers is CPU:
                 double.cpu_sessions += 1
                 return

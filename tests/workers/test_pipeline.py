@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from store import CacheCorrupt, Catalog
+from store import CacheCorrupt, CacheReader, Catalog
 from tests.support.digits import SMALL, Digits
 from tests.support.full_disk import on_a_small_disk, run_outputs
 from tests.support.store_cases import is_held
@@ -116,6 +116,45 @@ def with_softmax(digits: Digits, operator: str, folder: Path) -> TeacherSpec:
     path = folder / "teacher.onnx"
     onnx.save(model, path)
     return TeacherSpec(path=path, preprocessing=digits.preprocessing)
+
+
+def with_more_classes(digits: Digits, folder: Path) -> TeacherSpec:
+    """The digits' teacher with its classes in reverse and two more before them, and their names in the file."""
+    model = onnx.load(digits.teacher_spec.path)
+    [output] = model.graph.output
+    order = numpy_helper.from_array(np.array([0, 0, *range(9, -1, -1)]), "order")
+    model.graph.initializer.append(order)
+    model.graph.node.append(helper.make_node("Gather", [output.name, "order"], ["reversed"], axis=1))
+    output.name = "reversed"
+    output.type.tensor_type.shape.dim[1].dim_value = 12
+    helper.set_model_props(model, {"names": str(dict(enumerate(["x", "y", *"9876543210"])))})
+    path = folder / "teacher.onnx"
+    onnx.save(model, path)
+    return TeacherSpec(path=path, preprocessing=digits.preprocessing)
+
+
+def test_caches_of_a_teacher_with_other_classes_are_those_of_the_dataset(digits: Digits, tmp_path: Path) -> None:
+    """And names that change nothing are no other cache."""
+    job, events = digits.job("kd"), list[object]()
+    other = job.model_copy(update={"teacher": with_more_classes(digits, tmp_path)})
+    folders = digits.folders.model_copy(update={"data_dir": tmp_path / "data"})
+    plan = plan_caches(other, folders, events.append, never, threads=1, device="cpu")
+    assert plan.train_cache.columns == tuple(range(11, 1, -1))
+    said = [event.message for event in events if isinstance(event, Log)]
+    assert any("matched by name, 10 of the teacher's 12: '0' is column 11 ('0')" in message for message in said)
+    build_caches(plan, folders, ignore, never, threads=1, device="cpu")
+    assert plan.test_cache is not None
+    assert digits.plan.test_cache is not None
+    mapped, own = (
+        CacheReader(place.caches, spec).logits(0)
+        for place, spec in ((folders, plan.test_cache), (digits.folders, digits.plan.test_cache))
+    )
+    np.testing.assert_allclose(mapped, own, atol=1e-3)
+    folders.teachers.mkdir()
+    shutil.copy(other.teacher.path, folders.teachers / f"{plan.test_cache.teacher_sha256}.onnx")
+    assert recheck_rows(folders.data_dir, plan.test_cache.key, 8).ok
+    named = job.model_copy(update={"teacher": job.teacher.model_copy(update={"class_names": tuple("0123456789")})})
+    assert plan_caches(named, digits.folders, ignore, never, threads=1).caches == digits.plan.caches
 
 
 @pytest.mark.parametrize("operator", ["Softmax", "LogSoftmax"])

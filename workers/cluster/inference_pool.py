@@ -146,7 +146,8 @@ class InferenceActor(Actor):
 
         task = InferenceTask.model_validate_json(task_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.
-        opened_for = task.model_dump_json(exclude={"folders", "spec"}) + task.spec.output_kind
+        read_as = f"{task.spec.output_kind} of {task.spec.columns}"
+        opened_for = task.model_dump_json(exclude={"folders", "spec"}) + read_as
         if self._teacher is None or opened_for != self._opened_for:
             # The first session's memory is given back before the second one takes its own.
             self._teacher = None

@@ -8,7 +8,7 @@ from pydantic import Field
 from store import CacheSpec
 from workers.config.export import Export
 from workers.config.job import JobSpec, Plan, RunSpec
-from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.teacher import Preprocessing, TeacherReading, TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.events import Split
@@ -82,12 +82,14 @@ class TeacherIdentity(Spec):
         name: a person's; empty without one.
         sha256: of the ONNX file.
         output: name of the output that holds the logits.
+        reading: what a client has stated about the output and about other inputs.
     """
 
     name: str = ""
     sha256: str
     output: str | None
     preprocessing: Preprocessing
+    reading: TeacherReading = Field(TeacherReading(), exclude_if=lambda given: given == TeacherReading())
 
 
 class Origin(Spec):

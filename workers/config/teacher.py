@@ -1,14 +1,26 @@
-"""Teacher of a job: its ONNX file and how a picture becomes its input. Sizes are (height, width) in pixels."""
+"""Teacher of a job: its ONNX file, how a picture becomes its input, and how its output is read.
 
+Sizes are (height, width) in pixels.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from workers.config.published_preprocessing import translated
 from workers.spec import AtMost, Positive, Real, Side, Size, Spec
 
 CHANNELS_MAX = 3
+CLASSES_MAX = 100_000
+INPUTS_MAX = 16
+
+OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoid", "percent"]
+ClassName = Annotated[str, Field(max_length=1024)]  # a line of ImageNet's list, with all synonyms, has some hundred
+Column = Annotated[int, Field(strict=True, ge=0, lt=CLASSES_MAX)]
+# Of a scalar input of the graph.
+InputValue = Annotated[bool, Field(strict=True)] | Annotated[int, Field(strict=True)] | Real
 
 # Of Pillow's ``Image.Resampling``, in lower case: all but ``nearest`` smooth where a picture becomes smaller.
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -90,7 +102,46 @@ class Preprocessing(Spec):
         return 1 if self.channels == "gray" else 3
 
 
-class TeacherSpec(Spec):
+def _in_order(value: object) -> object:
+    """A list of names for a mapping of numbers to names, as Hugging Face's ``id2label`` has it."""
+    if not isinstance(value, Mapping):
+        return value
+    numbers = {str(k) for k in range(len(value))}
+    if {str(key) for key in value} != numbers:
+        raise ValueError(f"the keys of class_names must be the columns 0 to {len(value) - 1}, each once")
+    return [value[key] for key in sorted(value, key=lambda key: int(str(key)))]
+
+
+ClassNames = Annotated[
+    Annotated[tuple[ClassName, ...], AtMost(CLASSES_MAX)],
+    BeforeValidator(_in_order, json_schema_input_type=list[str] | dict[str, str]),
+]
+
+
+class TeacherReading(Spec):
+    """Statements of a client about a teacher's graph: what its output holds, and values for its other inputs.
+
+    Attributes:
+        output_kind: of the chosen output: ``logits``; ``log_probabilities`` of a log-softmax; ``probabilities`` of a
+            softmax; ``sigmoid``, one for each class apart; ``percent``, probabilities times 100. None has the preflight
+            tell it by the values and the last operator.
+        class_names: of the output's columns, in their order; None takes those in the file's metadata, if it has some.
+        class_map: for classes of the dataset whose name is none of the teacher's: the teacher's name, or the number of
+            its column.
+        input_values: of the scalar inputs that the graph has beside the pictures, by name.
+    """
+
+    output_kind: OutputKind | None = Field(None, exclude_if=lambda given: given is None)
+    class_names: ClassNames | None = Field(None, exclude_if=lambda given: given is None)
+    class_map: Annotated[dict[str, ClassName | Column], Field(max_length=CLASSES_MAX)] = Field(
+        {}, exclude_if=lambda given: not given
+    )
+    input_values: Annotated[dict[str, InputValue], Field(max_length=INPUTS_MAX)] = Field(
+        {}, exclude_if=lambda given: not given
+    )
+
+
+class TeacherSpec(TeacherReading):
     """An ONNX classifier on disk.
 
     Attributes:
@@ -103,3 +154,8 @@ class TeacherSpec(Spec):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     output: str | None = None
     preprocessing: Preprocessing = Preprocessing()
+
+    @property
+    def reading(self) -> TeacherReading:
+        """Statements of a client about the graph, without the file."""
+        return TeacherReading(**{name: getattr(self, name) for name in TeacherReading.model_fields})

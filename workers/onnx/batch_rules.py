@@ -74,6 +74,11 @@ def batch_hint(model: onnx.ModelProto) -> str:
     )
 
 
+def scales_over_batch(model: onnx.ModelProto) -> bool:
+    """Whether an operator takes its scale over all pictures of a batch, as dynamic quantisation does."""
+    return any(node.op_type in _SCALING for scope in scopes_of(model) for node in scope.nodes)
+
+
 def _kind(node: NodeProto, scope: GraphScope, ranks: Mapping[str, int]) -> _BatchRule | None:
     if node.op_type in _SCALING:
         return _BY_SCALE

@@ -38,6 +38,7 @@ from workers.onnx.session_child import InputRequest, Opened
 from workers.onnx.session_process import Overdue, SessionProcess
 from workers.onnx.shared_arrays import SharedArrays
 from workers.onnx.smoke_test import FILE_COPIES
+from workers.onnx.teacher_graph import FixedInput
 from workers.onnx.versions import RUNTIME_BYTES
 
 OPEN_S = 600.0  # to begin, and to load and optimise the file
@@ -81,7 +82,7 @@ class ConfinedSession:
     """Session of one file in a confined process; arguments and errors are as of ``session.OnnxSession``.
 
     Args:
-        path, input_name, output_name, threads, providers: as of ``session.OnnxSession``.
+        path, input_name, output_name, fixed, threads, providers: as of ``session.OnnxSession``.
         limits: of memory and time.
         is_confined: False leaves the child its system calls and files, for a GPU that does not work within.
 
@@ -100,6 +101,7 @@ class ConfinedSession:
         input_name: str,
         output_name: str,
         *,
+        fixed: Sequence[FixedInput] = (),
         threads: int | None,
         providers: Sequence[Any] = CPU,
         limits: SessionLimits,
@@ -114,6 +116,7 @@ class ConfinedSession:
             "path": str(self._path),
             "input_name": input_name,
             "output_name": output_name,
+            "fixed": [each.model_dump(mode="json") for each in fixed],
             "threads": threads,
             "providers": list(providers) if self._on_gpu else None,
             "memory": self.inputs.descriptor,
@@ -126,18 +129,18 @@ class ConfinedSession:
         self.cpu_operators = Counter(opened.cpu_operators)
         self.missing = tuple(opened.missing)
 
-    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.number]:
         """Make an uninitialised array for an input, which ``run`` need not copy."""
         return self.inputs.empty(shape, dtype)
 
-    def rows_in_time(self, input_: NDArray[np.floating]) -> int:
+    def rows_in_time(self, input_: NDArray[np.number]) -> int:
         """Number of pictures of such an input, at least one, that a call can take within ``CALL_MAX_S``."""
         if input_.shape[1:] not in self._picture_s and not self._on_gpu and len(input_):
             self.run(input_[:1])
         picture_s = self._picture_s.get(input_.shape[1:], 0.0)
         return max(1, int(CALL_MAX_S / PATIENCE / picture_s)) if picture_s else max(1, len(input_))
 
-    def run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
+    def run(self, input_: NDArray[np.number], timeout_s: float | None = None) -> NDArray[np.float32]:
         """Run: the output [B, N] for a batch as large as the graph takes.
 
         Args:

@@ -4,15 +4,19 @@ Only onnx, pydantic and the standard library are imported: the API process loads
 """
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from workers.errors import InvalidTeacher
 from workers.onnx import sandbox
-from workers.onnx.check import NAME_MAX, check_onnx, size_of
+from workers.onnx.check import check_onnx, size_of
+from workers.onnx.inputs import Scalar
 from workers.onnx.parsing import short
 from workers.onnx.teacher_graph import TeacherGraph
+from workers.onnx.values import NAME_MAX
 from workers.onnx.versions import TooNew, check_versions, is_runtime_installed, runtime_versions
 
 # The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once.
@@ -32,13 +36,19 @@ class _InspectionAnswer(BaseModel):
     too_new: tuple[int, int] | None = None
 
 
-def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: float = 30) -> TeacherGraph:
+def inspect_in_subprocess(
+    path: Path,
+    output: str | None = None,
+    timeout_s: float = 30,
+    inputs: Mapping[str, Scalar] = MappingProxyType({}),
+) -> TeacherGraph:
     """Inspect: ``check_onnx`` in a confined child process that is killed after ``timeout_s`` seconds.
 
     Args:
         path: the file; nobody else may be writing it.
         output: name of the output that holds the logits; None takes the only rank-2 floating-point one.
         timeout_s: wall-clock seconds; the child has as many of processor time.
+        inputs: values of the scalar inputs beside the pictures.
 
     Raises:
         InvalidTeacher: the file is refused, or reading it took too long, too much memory, or crashed the child.
@@ -49,7 +59,7 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     path = path.resolve()
     outcome = sandbox.call(
         "workers.onnx.inspection:answer",
-        {"path": str(path), "output": output},
+        {"path": str(path), "output": output, "inputs": dict(inputs)},
         readable=[path],
         memory_bytes=CHILD_BASE_BYTES + CHILD_FILE_COPIES * size_of(path),
         timeout_s=timeout_s,
@@ -69,10 +79,10 @@ def inspect_in_subprocess(path: Path, output: str | None = None, timeout_s: floa
     return parsed.graph
 
 
-def answer(path: str, output: str | None) -> JsonValue:
+def answer(path: str, output: str | None, inputs: Mapping[str, Scalar]) -> JsonValue:
     """Answer of the child in ``inspect_in_subprocess``."""
     try:
-        found = _InspectionAnswer(graph=check_onnx(Path(path), output))
+        found = _InspectionAnswer(graph=check_onnx(Path(path), output, inputs))
     except InvalidTeacher as error:
         newer = (error.ir, error.opset) if isinstance(error, TooNew) else None
         found = _InspectionAnswer(error=str(error), too_new=newer)

@@ -155,28 +155,30 @@ def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int) -> tuple[int
     for tensor in (tensor for scope in scopes for tensor in scope.tensors):
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise InvalidTeacher(
-                f"the weights {short(tensor.name)!r} lie outside the file (external data). Save the model as one file: "
-                "onnx.save(onnx.load(path), new_path), or export it with torch.onnx.export(..., external_data=False)"
+                f"the weights {short(tensor.name)!r} lie outside the file (external data). Send both files, as the "
+                "parts `file` and `data` or in one zip or tar archive (`retort teachers upload MODEL.onnx --data "
+                "MODEL.onnx.data`), or save the model as one file: onnx.save(onnx.load(path), new_path)"
             )
-        values = _count(tensor.dims)
-        itemsize, floating = _element(tensor.data_type)
+        values = count_of(tensor.dims)
+        itemsize, floating = element_of(tensor.data_type)
         size_bytes += values * itemsize
         parameters += values if floating else 0
         half_parameters += values if floating and itemsize == 2 else 0
     for pair in (pair for scope in scopes for pair in scope.sparse):
-        size_bytes += _count(pair.dims) * _element(pair.values.data_type)[0]  # as it is once it is loaded
+        size_bytes += count_of(pair.dims) * element_of(pair.values.data_type)[0]  # as it is once it is loaded
     if size_bytes > tensor_bytes_max:
         raise InvalidTeacher(f"the constants take {size_bytes} bytes, at most {tensor_bytes_max} are allowed")
     return parameters, half_parameters
 
 
-def _count(dims: Sequence[int]) -> int:
+def count_of(dims: Sequence[int]) -> int:
+    """Number of values of a shape. Raises InvalidTeacher of a rank that is too high."""
     if len(dims) > TENSOR_RANK_MAX:
         raise InvalidTeacher(f"a constant has rank {len(dims)}, at most {TENSOR_RANK_MAX} is allowed")
     return math.prod(max(size, 0) for size in dims)
 
 
-def _element(data_type: int) -> tuple[int, bool]:
+def element_of(data_type: int) -> tuple[int, bool]:
     """Bytes per value of an ONNX element type, and whether it is floating point; text counts as one byte."""
     if data_type in (TensorProto.STRING, TensorProto.UNDEFINED):  # an absent half of a sparse pair is undefined
         return 1, False

@@ -75,6 +75,7 @@ def call(
     readable: Sequence[Path] = (),
     memory_bytes: int,
     timeout_s: float,
+    descriptors: Sequence[int] = (),
 ) -> SandboxOutcome:
     """Call ``module:function(**arguments)`` in a confined child.
 
@@ -83,13 +84,22 @@ def call(
         readable: files that it may read.
         memory_bytes: of address space.
         timeout_s: wall-clock seconds; it has as many of processor time.
+        descriptors: that the child has under the same numbers.
 
     Raises:
         WorkerError: the child could not start, or the function raised.
     """
     deadline_s = time.monotonic() + timeout_s
     bounds = Bounds(memory_bytes, max(1, round(timeout_s)))
-    with _start("child", target, arguments, readable=readable, bounds=bounds, stdin=subprocess.DEVNULL) as process:
+    with _start(
+        "child",
+        target,
+        arguments,
+        readable=readable,
+        bounds=bounds,
+        stdin=subprocess.DEVNULL,
+        descriptors=descriptors,
+    ) as process:
         stderr = bytearray()
         try:
             text = _read(process, stderr, deadline_s)

@@ -27,6 +27,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
 from workers.onnx.rules import OPSET_MIN
 from workers.onnx.runtime_messages import error_class, message
+from workers.onnx.teacher_graph import FixedInput
 from workers.onnx.versions import ONNX, Versions
 
 # Its default logger writes lines of its own form to standard error, beside the JSON of this process; what is wrong is
@@ -68,6 +69,7 @@ class OnnxSession:
         path: the ONNX file; ``onnx.check`` has let it in.
         input_name: of the pictures.
         output_name: of the output that is taken.
+        fixed: values of the other inputs.
         threads: of one run on the CPU; None takes one per core.
         providers: in the order of preference, as ONNX Runtime takes them; ``CPU`` or ``cuda_providers``.
 
@@ -83,7 +85,14 @@ class OnnxSession:
     """
 
     def __init__(
-        self, path: Path, input_name: str, output_name: str, *, threads: int | None, providers: Sequence[Any] = CPU
+        self,
+        path: Path,
+        input_name: str,
+        output_name: str,
+        *,
+        fixed: Sequence[FixedInput] = (),
+        threads: int | None,
+        providers: Sequence[Any] = CPU,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -97,6 +106,7 @@ class OnnxSession:
             options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         self._input_name = input_name
         self._output_name = output_name
+        self._fixed = {each.name: np.full(each.shape, each.value, each.dtype) for each in fixed}
         try:
             # Without its own fallback, which prints to stdout and goes on elsewhere.
             self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
@@ -113,8 +123,8 @@ class OnnxSession:
                 if part.ep_name == CPU_PROVIDER and _HEAVY.search(node.op_type)
             )
 
-    def run(self, input_: NDArray[np.floating], timeout_s: float | None = None) -> NDArray[np.float32]:
-        """Run: the output [B, N] for a batch as large as the graph takes.
+    def run(self, input_: NDArray[np.number], timeout_s: float | None = None) -> NDArray[np.float32]:
+        """Run: the output [B, N] for a batch as large as the graph takes; further sizes of 1 are left out.
 
         Raises:
             InvalidTeacher: it cannot be computed, or not within ``timeout_s`` seconds, or has another shape.
@@ -126,11 +136,14 @@ class OnnxSession:
         if timeout_s is not None:
             timer.start()
         try:
-            output = self._session.run([self._output_name], {self._input_name: input_}, options)[0]
+            feed = {self._input_name: input_, **self._fixed}
+            output = self._session.run([self._output_name], feed, options)[0]
         except ORT_ERRORS as error:
             raise _explained(error, input_, timed_out=bool(options.terminate)) from error
         finally:
             timer.cancel()
+        if output.ndim > 2 and sum(size != 1 for size in output.shape[1:]) <= 1:
+            output = output.reshape(len(output), -1)
         if output.ndim != 2 or len(output) != len(input_):
             raise InvalidTeacher(
                 f"{len(input_)} pictures give the output {self._output_name!r} the shape {list(output.shape)}, it must "
@@ -139,7 +152,7 @@ class OnnxSession:
         return np.ascontiguousarray(output, dtype=np.float32)
 
 
-def _explained(error: Exception, input_: NDArray[np.floating], *, timed_out: bool) -> WorkerError:
+def _explained(error: Exception, input_: NDArray[np.number], *, timed_out: bool) -> WorkerError:
     if timed_out:
         return InvalidTeacher(f"the teacher did not finish {len(input_)} pictures in the time allowed")
     said, failure = message(error), error_class(error)

@@ -5,7 +5,7 @@ output, its bytes.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from workers.errors import DeviceUnavailable, OutOfMemory, WorkerError
 from workers.onnx.session import OnnxSession, open_on_cuda
 from workers.onnx.shared_arrays import SharedReader
+from workers.onnx.teacher_graph import FixedInput
 
 MESSAGE_MAX = 2000  # characters
 
@@ -25,7 +26,7 @@ class InputRequest(BaseModel):
 
     offset: int
     shape: tuple[int, ...]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "uint8"]
 
 
 class Opened(BaseModel):
@@ -69,6 +70,7 @@ def serve(
     path: str,
     input_name: str,
     output_name: str,
+    fixed: Sequence[Mapping[str, Any]],
     threads: int | None,
     providers: Sequence[Any] | None,
     memory: int,
@@ -76,11 +78,18 @@ def serve(
     """Open the session, answer, and run requests until their stream ends.
 
     Args:
-        providers: as of ``OnnxSession``, by way of JSON, which has no tuples; None is the CPU.
+        fixed, providers: as of ``OnnxSession``, by way of JSON, which has no tuples; None is the CPU.
         memory: descriptor of the shared memory.
     """
     try:
-        open_session = functools.partial(OnnxSession, Path(path), input_name, output_name, threads=threads)
+        open_session = functools.partial(
+            OnnxSession,
+            Path(path),
+            input_name,
+            output_name,
+            fixed=[FixedInput.model_validate(each) for each in fixed],
+            threads=threads,
+        )
         if providers is None:
             session = open_session()
         else:

@@ -29,7 +29,7 @@ class Slot(NamedTuple):
 class _Lent:
     """Owner of a slot: an array in it, and every view of that, refers to it."""
 
-    def __init__(self, mapped: mmap.mmap, shape: Sequence[int], dtype: np.dtype[np.floating]) -> None:
+    def __init__(self, mapped: mmap.mmap, shape: Sequence[int], dtype: np.dtype[np.number]) -> None:
         whole = np.frombuffer(mapped, dtype, count=int(np.prod(shape)))
         self.__array_interface__ = {**whole.__array_interface__, "shape": tuple(shape), "strides": None}
         self._whole = whole
@@ -54,7 +54,7 @@ class SharedArrays:
         self._free: list[Slot] = []
         self._close = weakref.finalize(self, os.close, self.descriptor)
 
-    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
+    def empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.number]:
         """Make an uninitialised C-contiguous array."""
         kind: np.dtype[Any] = np.dtype(dtype)
         needed = max(1, int(np.prod(shape)) * kind.itemsize)
@@ -68,7 +68,7 @@ class SharedArrays:
         weakref.finalize(lent, self._free.append, slot).atexit = False
         return np.asarray(lent)
 
-    def offset_of(self, array: NDArray[np.floating]) -> int | None:
+    def offset_of(self, array: NDArray[np.number]) -> int | None:
         """Offset of a C-contiguous array in bytes; None if it is not one of these."""
         address = int(array.__array_interface__["data"][0])
         for slot, start in [*self._addresses.items()]:
@@ -100,7 +100,7 @@ class SharedReader:
         self._descriptor = descriptor
         self._mapped: mmap.mmap | None = None
 
-    def array(self, offset: int, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
+    def array(self, offset: int, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.number]:
         """The array at this offset, read only."""
         count = int(np.prod(shape))
         end = offset + count * np.dtype(dtype).itemsize

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from workers.errors import InvalidTeacher, WorkerError
 from workers.onnx.batch_rules import NO_HINT
 from workers.onnx.session import OnnxSession, versions
+from workers.onnx.teacher_graph import FixedInput
 from workers.onnx.versions import TooNew, check_versions
 
 
@@ -24,7 +25,9 @@ class Trial(BaseModel):
 
     Attributes:
         picture: (H, W, C) of one.
+        fixed: values of the inputs beside the pictures.
         batch: pictures per call if the graph fixes it.
+        runs_alone: one picture per call is all that the graph will be given.
         classes: N if the graph declares it.
         ir_version, opset: of the file.
         batch_hint: what in the graph may make an output depend on the batch; empty if nothing is to be seen.
@@ -36,9 +39,11 @@ class Trial(BaseModel):
     path: Path
     input_name: str
     output_name: str
+    fixed: tuple[FixedInput, ...]
     dtype: str
     picture: tuple[int, int, int]
     batch: int | None
+    runs_alone: bool
     classes: int | None
     ir_version: int
     opset: int
@@ -70,7 +75,7 @@ def _try(trial: Trial) -> None:
     # ONNX Runtime reports it too, amid its own C++, and without the next step.
     check_versions(trial.ir_version, trial.opset, versions())
     deadline_s = time.monotonic() + trial.timeout_s
-    session = OnnxSession(trial.path, trial.input_name, trial.output_name, threads=1)
+    session = OnnxSession(trial.path, trial.input_name, trial.output_name, fixed=trial.fixed, threads=1)
     pictures = _noise(trial, trial.batch or 2)
 
     def run(count: int) -> NDArray[np.float32]:
@@ -81,8 +86,8 @@ def _try(trial: Trial) -> None:
             raise InvalidTeacher("its output is not finite: it cannot be learned from")
         return output_BN
 
-    if trial.batch is not None:
-        run(trial.batch)
+    if trial.batch is not None or trial.runs_alone:
+        run(trial.batch or 1)
         return
     alone_BN, beside_BN = run(1), run(2)
     if alone_BN.shape[1] != beside_BN.shape[1]:
@@ -98,7 +103,7 @@ def _try(trial: Trial) -> None:
         )
 
 
-def _noise(trial: Trial, count: int) -> NDArray[np.floating]:
+def _noise(trial: Trial, count: int) -> NDArray[np.number]:
     """The input for pictures of independent uniform bytes: [B, C, H, W] or [B, H, W, C], as the layout says."""
     bytes_BHWC = np.random.default_rng(0).integers(0, 256, (count, *trial.picture), dtype=np.uint8)
     mean, std = (np.asarray(values, np.float32) for values in (trial.mean, trial.std))

@@ -17,13 +17,27 @@ class GraphValue(BaseModel):
     shape: Shape | None
 
 
+class FixedInput(BaseModel):
+    """A scalar input beside the pictures, with the value that it always has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: bool | int | float
+
+
 class TeacherGraph(BaseModel):
     """Declarations of an accepted file.
 
     Attributes:
-        inputs: exactly one, the pictures: float32 or float16, rank 4.
+        inputs: the pictures first: float32, float16 or uint8, rank 4; behind them those with fixed values.
+        fixed: values of the other inputs.
         outputs: all outputs.
-        output: name of the one that is taken for the logits: rank 2, floating point.
+        output: name of the one that is taken for the logits: floating point, of rank 2 or with further sizes of 1.
+        output_operator: type of the operator that makes it; empty if it is not known.
+        class_names: of its columns, by the file's metadata.
         ir_version: of the file's format.
         opset: version of the standard operator set.
         nodes: number of operators; those in subgraphs and functions count once each.
@@ -31,19 +45,34 @@ class TeacherGraph(BaseModel):
         half_parameters: number of those that are float16 or bfloat16.
         batch_hint: sentences about operators that may make a picture's outputs depend on the other pictures or on
             chance, for the message if they are measured to; empty if there is none to be seen.
+        scales_over_batch: an operator takes a scale over the whole batch (dynamic quantisation).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    inputs: tuple[GraphValue]
+    inputs: tuple[GraphValue, ...]
+    fixed: tuple[FixedInput, ...] = ()
     outputs: tuple[GraphValue, ...]
     output: str
+    output_operator: str = ""
+    class_names: tuple[str, ...] | None = None
     ir_version: int
     opset: int
     nodes: int
     parameters: int
     half_parameters: int
     batch_hint: str
+    scales_over_batch: bool = False
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether pictures go in as they are stored, uint8: the preprocessing is in the graph."""
+        return self.inputs[0].dtype == "uint8"
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether pictures are run one at a time, since their outputs would depend on the batch."""
+        return self.scales_over_batch and self.batch is None
 
     @property
     def is_half(self) -> bool:
@@ -58,8 +87,7 @@ class TeacherGraph(BaseModel):
     @property
     def classes(self) -> int | None:
         """Number of classes if the graph declares it, else None."""
-        shape = self._logits.shape
-        return None if shape is None else _fixed(shape[1])
+        return class_count(self._logits.shape)
 
     @property
     def output_dtype(self) -> str:
@@ -78,6 +106,25 @@ class TeacherGraph(BaseModel):
     @property
     def _image_shape(self) -> Shape:
         return self.inputs[0].shape or (None, None, None, None)
+
+
+def class_axis(shape: Shape | None) -> int | None:
+    """Axis of the classes in an output's shape: all others but the first, the pictures', are 1; None if there is none.
+
+    [N, C], [N, C, 1, 1] of a convolution, [N, 1, 1, C] of one with channels last.
+    """
+    if shape is None or len(shape) < 2:
+        return None
+    if len(shape) == 2:
+        return 1
+    axes = [axis for axis, size in enumerate(shape) if axis and size != 1]
+    return axes[0] if len(axes) == 1 else None
+
+
+def class_count(shape: Shape | None) -> int | None:
+    """Number of classes that an output's shape declares; None where it leaves it open."""
+    axis = class_axis(shape)
+    return None if shape is None or axis is None else _fixed(shape[axis])
 
 
 def _fixed(size: int | str | None) -> int | None:

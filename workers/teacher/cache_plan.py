@@ -5,9 +5,13 @@ Light: the API asks for specifications, the engine keeps plans and makes the tas
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from pydantic import JsonValue
+
 from store import CacheSpec, Encoding
+from store.spec import StoredKind
 from workers.config.job import JobSpec, Plan, RunSpec
 from workers.config.task import CHECKPOINT_S, Folders, Origin, TeacherAccuracy, TeacherIdentity, TrainingTask
 from workers.config.teacher import Preprocessing, TeacherSpec
@@ -103,6 +107,7 @@ class CachePlan(Spec):
                     sha256=self.train_cache.teacher_sha256,
                     output=self.teacher.output,
                     preprocessing=self.teacher.preprocessing,
+                    reading=self.teacher.reading,
                 ),
             ),
         )
@@ -113,14 +118,18 @@ class KnownTeacher(NamedTuple):
 
     Attributes:
         output: name of the graph's output.
-        classes: columns of that output.
+        classes: of the dataset, and columns that are taken of the output.
+        columns: numbers of these columns, in the order of the classes; None takes all of the output as they come.
+        inputs: values of the graph's scalar inputs.
     """
 
     sha256: str
     output: str
-    output_kind: Literal["logits", "log_probabilities"]
+    output_kind: StoredKind
     classes: int
     preprocessing: Preprocessing
+    columns: tuple[int, ...] | None = None
+    inputs: Mapping[str, JsonValue] = MappingProxyType({})
 
 
 def views_of_teacher(job: Plan, preprocessing: Preprocessing, height: int, width: int) -> Views:
@@ -156,6 +165,8 @@ def cache_specs(job: Plan, teacher: KnownTeacher, splits: Mapping[Split, KnownSp
             views=views.count,
             dtype=job.cache.dtype if encoding == "dense" else "float32",
             encoding=encoding,
+            columns=teacher.columns,
+            teacher_inputs=dict(teacher.inputs),
         )
 
     return {

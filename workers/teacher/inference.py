@@ -70,10 +70,12 @@ def open_teacher(task: InferenceTask) -> Teacher:
         task.teacher.path,
         task.teacher.preprocessing,
         task.teacher.output,
+        reading=task.teacher,
         threads=task.threads,
         device=task.device,
         memory_fraction=task.memory_fraction,
         output_kind=task.spec.output_kind,
+        columns=task.spec.columns,
         dataset=open_prepared(task.folders.datasets, task.spec.dataset_fingerprint),
         on_forward=None if task.forwards is None else ForwardCounter(task.forwards).add,
         sessions=task.sessions,
@@ -156,6 +158,8 @@ def infer_blocks(
     """
     if teacher.output_kind != writer.spec.output_kind:
         raise ValueError(f"the cache holds {writer.spec.output_kind}, the teacher was made for {teacher.output_kind}")
+    if teacher.columns != writer.spec.columns:
+        raise ValueError(f"the cache holds columns {writer.spec.columns}, the teacher was made for {teacher.columns}")
     if teacher.batch is not None:
         batch_size = teacher.batch * max(1, batch_size // teacher.batch)
     wanted = list(blocks)
@@ -222,11 +226,11 @@ def _batches(writer: CacheWriter, blocks: Iterable[int], batch_size: int) -> Ite
 def _loaded(
     loader: ThreadPoolExecutor,
     depth: int,
-    load: Callable[[_Batch], NDArray[np.floating]],
+    load: Callable[[_Batch], NDArray[np.number]],
     batches: Iterator[_Batch],
-) -> Iterator[tuple[_Batch, NDArray[np.floating]]]:
+) -> Iterator[tuple[_Batch, NDArray[np.number]]]:
     """Each batch with the teacher's input for it, at most ``depth`` of them loaded ahead, in order."""
-    ahead: deque[tuple[_Batch, Future[NDArray[np.floating]]]] = deque()
+    ahead: deque[tuple[_Batch, Future[NDArray[np.number]]]] = deque()
     for batch in batches:
         ahead.append((batch, loader.submit(load, batch)))
         if len(ahead) > depth:
@@ -236,16 +240,14 @@ def _loaded(
         yield oldest, future.result()
 
 
-def _load(
-    teacher: Teacher, dataset: Dataset, recipe: Augmentation, batch: _Batch, *, seed: int
-) -> NDArray[np.floating]:
+def _load(teacher: Teacher, dataset: Dataset, recipe: Augmentation, batch: _Batch, *, seed: int) -> NDArray[np.number]:
     """The teacher's input for a batch."""
     images, index_B = dataset.take(slice(batch.start, batch.stop)), np.arange(batch.start, batch.stop)
     drawn = draw(recipe, seed, batch.view, index_B, height=dataset.height, width=dataset.width)
     return teacher.preprocess_views(images, recipe, drawn)
 
 
-def _infer(teacher: Teacher, input_: NDArray[np.floating], batch_size: int, emit: Emit) -> NDArray[np.float32]:
+def _infer(teacher: Teacher, input_: NDArray[np.number], batch_size: int, emit: Emit) -> NDArray[np.float32]:
     """The logits of a batch; warns if it had to be taken in parts."""
     before = teacher.rows_max
     logits_BN = teacher.run(input_, batch_size)

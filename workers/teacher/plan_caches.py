@@ -106,6 +106,8 @@ def plan_caches(
         output_kind=report.output_kind,
         classes=report.classes,
         preprocessing=teacher.preprocessing,
+        columns=report.columns,
+        inputs=teacher.input_values,
     )
     facts = {
         split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
@@ -205,6 +207,7 @@ def run_recorded_preflight(
             teacher.path,
             teacher.preprocessing,
             teacher.output,
+            reading=teacher,
             threads=threads,
             device=device,
             dataset=dataset,

@@ -14,6 +14,7 @@ from workers.events import Emit, Log
 from workers.files import file_sha256
 from workers.methods.method import Method
 from workers.onnx import smoke_test
+from workers.onnx.byte_input import check_bytes
 from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
@@ -82,7 +83,8 @@ def smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Em
         return
     started = time.monotonic()
     wanted = teacher.preprocessing
-    graph = check_onnx(teacher.path, teacher.output)
+    graph = check_onnx(teacher.path, teacher.output, teacher.input_values)
+    check_bytes(graph, wanted)
     check_picture(graph, channels=wanted.channel_count, size=wanted.size, layout=wanted.layout)
     smoke_test.smoke_run(teacher.path, graph, wanted, (dataset.height, dataset.width))
     smoke_test.remember(folders.smoke, teacher)

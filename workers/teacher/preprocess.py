@@ -7,6 +7,7 @@ Legend: B pictures of a batch, H x W pixels, C channels.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,8 +91,8 @@ def normalise(
 
 
 def network_input(
-    fitted_BHWC: Tensor, preprocessing: Preprocessing, graph: TeacherGraph, empty: Callable[..., NDArray[np.floating]]
-) -> NDArray[np.floating]:
+    fitted_BHWC: Tensor, preprocessing: Preprocessing, graph: TeacherGraph, empty: Callable[..., NDArray[Any]]
+) -> NDArray[np.number]:
     """``normalise`` in the graph's dtype.
 
     Raises:
@@ -108,7 +109,8 @@ def network_input(
     if input_.dtype == np.dtype(graph.inputs[0].dtype):
         return input_
     converted = empty(input_.shape, np.dtype(graph.inputs[0].dtype))
-    np.copyto(converted, input_, casting="same_kind")
+    # Bytes are whole numbers still, for ``check_bytes`` has let no scaling through.
+    np.copyto(converted, input_, casting="unsafe" if graph.takes_bytes else "same_kind")
     return converted
 
 

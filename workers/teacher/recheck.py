@@ -10,7 +10,7 @@ from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
 from workers.augmentation.draw import draw
 from workers.config.task import Folders
-from workers.config.teacher import Preprocessing
+from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Views
 from workers.data import prepared
 from workers.errors import InvalidTeacher
@@ -58,9 +58,11 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
         path,
         Preprocessing.model_validate(spec.preprocessing),
         spec.teacher_output,
+        reading=TeacherReading.model_validate({"input_values": spec.teacher_inputs}),
         threads=os.cpu_count() or 1,
         device="auto",
         output_kind=spec.output_kind,
+        columns=spec.columns,
         dataset=dataset,
         sessions=1,
     )

@@ -66,7 +66,7 @@ def open_session(
     if sessions is not None:
         limits = limits_of(path, threads or os.cpu_count() or 1, sessions)
         kind = functools.partial(ConfinedSession, limits=limits)
-    on_cpu = functools.partial(kind, path, graph.inputs[0].name, graph.output, threads=threads)
+    on_cpu = functools.partial(kind, path, graph.inputs[0].name, graph.output, fixed=graph.fixed, threads=threads)
     confine = None if sessions is None else confine_on_gpu
     reopen, session, reason = _open(on_cpu, device, memory_fraction, graph, confine=confine)
     return OpenedSession(session, reason, reopen, on_cpu)
@@ -77,19 +77,36 @@ def shared_inputs(session: AnySession) -> SharedArrays | None:
     return session.inputs if isinstance(session, ConfinedSession) else None
 
 
-def missing_confinement(session: AnySession) -> tuple[str, ...]:
-    """Parts of the confinement that a session's own process lacks; none of a session in this process."""
-    return session.missing if isinstance(session, ConfinedSession) else ()
+def session_warnings(session: AnySession, device: str) -> tuple[str, ...]:
+    """Sentences for a person about how a session runs.
+
+    Args:
+        device: the GPU's name, for a session on CUDA.
+    """
+    warnings = []
+    if isinstance(session, ConfinedSession) and session.missing:
+        warnings.append(
+            f"the teacher's process runs without {' and without '.join(session.missing)}; its limits of time and "
+            "memory hold: use teachers that you trust on such a machine"
+        )
+    operators = session.cpu_operators
+    if operators:
+        listed = ", ".join(f"{name} ({count})" for name, count in operators.most_common(8))
+        warnings.append(
+            f"{operators.total()} operators of the teacher run on the CPU, as ONNX Runtime has no CUDA kernel for "
+            f"them: {listed}. Export it with others to have all of it on {device}"
+        )
+    return tuple(warnings)
 
 
-def rows_in_time(session: AnySession, input_: NDArray[np.floating], rows: int) -> int:
+def rows_in_time(session: AnySession, input_: NDArray[np.number], rows: int) -> int:
     """``rows`` of a call, or as many as a confined session's limit of time allows."""
     return min(rows, session.rows_in_time(input_)) if isinstance(session, ConfinedSession) else rows
 
 
 def run_in_calls(
     session: AnySession,
-    input_: NDArray[np.floating],
+    input_: NDArray[np.number],
     rows: int,
     *,
     is_filled: bool,

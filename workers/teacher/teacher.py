@@ -16,39 +16,40 @@ import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 
+from store.spec import StoredKind
 from workers.augmentation.draw import ViewParameters
-from workers.config.teacher import Preprocessing
+from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Augmentation
 from workers.data.prepared import Dataset
 from workers.errors import OutOfMemory
+from workers.onnx.byte_input import check_bytes
 from workers.onnx.check import check_onnx
 from workers.onnx.confined_session import AnySession
 from workers.onnx.session import CUDA_PROVIDER, VERSION
 from workers.onnx.teacher_graph import check_picture
 from workers.precision import tf32_in_force
 from workers.teacher.cuda_comparison import compare_with_cpu, pictures_to_compare
+from workers.teacher.output_values import to_logits
 from workers.teacher.preflight.check import check
-from workers.teacher.preflight.report import OutputKind, PreflightReport
+from workers.teacher.preflight.report import PreflightReport
 from workers.teacher.preflight.rows import ROWS
 from workers.teacher.preprocess import Images, fit, fit_views, network_input
 from workers.teacher.sessions import (
     Device,
     memory_limit,
-    missing_confinement,
     open_session,
     rows_in_time,
     run_in_calls,
+    session_warnings,
     shared_inputs,
 )
-
-# A probability that was rounded to 0 has no logarithm; the smallest normal float32 has -87.3.
-LOG_FLOOR = float(np.finfo(np.float32).tiny)
 
 
 class Teacher:
@@ -58,10 +59,12 @@ class Teacher:
         path: the ONNX file; checked by ``onnx.check`` again, for it may not have come through the service.
         preprocessing: how a picture becomes its input.
         output: name of the output that holds the logits; None takes the only rank-2 one.
+        reading: what a client has stated: values of other inputs, and for ``run_preflight`` kind and classes.
         threads: of one inference on the CPU; None takes one per core.
         device: ``auto`` is CUDA where it works, ``cuda`` is CUDA or an error.
         memory_fraction: of a GPU's memory that the session may take.
-        output_kind: what ``run_preflight`` found out about the output, for later sessions of the same teacher.
+        output_kind, columns: what ``run_preflight`` found out about the output, for later sessions of the same teacher
+            and data.
         dataset: some of its pictures are what CUDA and the CPU are compared on; None takes noise.
         on_forward: called after each call of the network with its number of pictures; what it raises ends the call.
         sessions: how many teachers are at work beside each other on this machine, this one included: it runs in a
@@ -78,7 +81,8 @@ class Teacher:
         batch: the number of pictures per call if the graph fixes it, else None. Any number can be given all the same.
         rows_max: the number of pictures per call that has to do since more did not fit into the memory; None if none
             did not.
-        classes: the number of classes if the graph declares it, else None.
+        classes: number of columns of the output if the graph declares it, else None; after ``run_preflight`` that of
+            the dataset's classes.
 
     Raises:
         InvalidTeacher: the file, or the preprocessing with this file, cannot be used.
@@ -92,17 +96,21 @@ class Teacher:
         preprocessing: Preprocessing,
         output: str | None = None,
         *,
+        reading: TeacherReading = TeacherReading(),  # noqa: B008  # frozen
         threads: int | None = None,
         device: Device = "auto",
         memory_fraction: float = 1.0,
-        output_kind: OutputKind = "logits",
+        output_kind: StoredKind = "logits",
+        columns: Sequence[int] | None = None,
         dataset: Dataset | None = None,
         on_forward: Callable[[int], None] | None = None,
         sessions: int | None = None,
         confine_on_gpu: bool = True,
     ) -> None:
         self._on_forward = on_forward
-        self.graph = check_onnx(path, output)
+        self.reading = reading
+        self.graph = check_onnx(path, output, reading.input_values)
+        check_bytes(self.graph, preprocessing)
         check_picture(
             self.graph,
             channels=preprocessing.channel_count,
@@ -110,7 +118,8 @@ class Teacher:
             layout=preprocessing.layout,
         )
         self.preprocessing = preprocessing
-        self.output_kind: OutputKind = output_kind
+        self.output_kind: StoredKind = output_kind
+        self.columns = None if columns is None else tuple(columns)
         self.output_name = self.graph.output
         self.batch = self.graph.batch
         self.rows_max: int | None = None
@@ -129,10 +138,8 @@ class Teacher:
         self.provider = self._session.provider
         self.device = torch.cuda.get_device_name(0) if self._is_on_cuda else platform.machine()
         self._memory_limit = memory_limit(memory_fraction) if self._is_on_cuda else "the memory of this machine"
-        self.warnings: tuple[str, ...] = ()
-        self._warn_of_confinement()
+        self.warnings = session_warnings(self._session, self.device)
         if self._is_on_cuda:
-            self._warn_of_cpu_operators()
             self._compare(opened.open_on_cpu, dataset)
 
     @property
@@ -155,7 +162,7 @@ class Teacher:
             ),
         }
 
-    def preprocess(self, images_BHWC: Images) -> NDArray[np.floating]:
+    def preprocess(self, images_BHWC: Images) -> NDArray[np.number]:
         """The network's input for uint8 pictures [B, H, W, C]: contiguous, in the graph's dtype and layout.
 
         Raises:
@@ -176,13 +183,13 @@ class Teacher:
     def _input(self, fitted_BHWC: torch.Tensor, preprocessing: Preprocessing | None = None) -> NDArray[np.floating]:
         return network_input(fitted_BHWC, preprocessing or self.preprocessing, self.graph, self._empty)
 
-    def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[np.floating]:
+    def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
         """An array for an input: where the session's process sees it, if it has one of its own."""
         # Threads that load ask at any moment, also while one session follows another.
         return np.empty(shape, dtype) if self._shared is None else self._shared.empty(shape, dtype)
 
-    def run(self, input_: NDArray[np.floating], call_rows: int | None = None) -> NDArray[np.float32]:
-        """Logits [B, N] of what ``preprocess`` returned; the log is taken if the graph ends in a softmax.
+    def run(self, input_: NDArray[np.number], call_rows: int | None = None) -> NDArray[np.float32]:
+        """Logits [B, N] of what ``preprocess`` returned, of the dataset's classes; see ``output_values``.
 
         Args:
             call_rows: pictures of every call on CUDA, as every other number costs new plans for all convolutions: of
@@ -193,7 +200,7 @@ class Teacher:
             OutOfMemory: not even for a single picture, or for as many as the graph fixes, is there enough memory.
             DeviceUnavailable: the GPU fails.
         """
-        return self._logits(self._run(input_, call_rows=call_rows))
+        return to_logits(self._run(input_, call_rows=call_rows), self.output_kind, self.columns)
 
     def logits(self, images_BHWC: Images) -> NDArray[np.float32]:
         """Logits [B, N] of uint8 pictures [B, H, W, C]: ``preprocess`` and ``run``."""
@@ -202,7 +209,7 @@ class Teacher:
     def outputs(
         self, images_BHWC: Images, preprocessing: Preprocessing | None = None, timeout_s: float | None = None
     ) -> NDArray[np.float32]:
-        """The graph's own output [B, N], no log taken; with another preprocessing, to compare.
+        """The graph's own output [B, N], all its columns, no log taken; with another preprocessing, to compare.
 
         Raises:
             InvalidTeacher: the graph cannot compute it, or not within ``timeout_s`` seconds.
@@ -217,7 +224,7 @@ class Teacher:
         return self._run(self.preprocess_views(images_BHWC, recipe, parameters))
 
     def run_preflight(self, dataset: Dataset, rows: int = ROWS, *, accept: bool = False) -> PreflightReport:
-        """Run the preflight on ``rows`` labelled pictures or more; sets ``output_kind``. See ``preflight``.
+        """Run the preflight on ``rows`` labelled pictures or more; sets ``output_kind`` and ``columns``.
 
         Args:
             accept: whether refusals about accuracy, class order, preprocessing and kind of output are left to the
@@ -228,19 +235,14 @@ class Teacher:
         """
         report = check(self, dataset, rows)
         report.enforce(accept)
-        self.output_kind = report.output_kind
+        self.output_kind, self.columns = report.output_kind, report.columns
         self.classes = report.classes
         return report
 
-    def _logits(self, output_BN: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.output_kind == "logits":
-            return output_BN
-        return np.log(np.maximum(output_BN, LOG_FLOOR))
-
     def _run(
-        self, input_: NDArray[np.floating], timeout_s: float | None = None, call_rows: int | None = None
+        self, input_: NDArray[np.number], timeout_s: float | None = None, call_rows: int | None = None
     ) -> NDArray[np.float32]:
-        wanted = self.batch or (call_rows if self._is_on_cuda else None)
+        wanted = 1 if self.graph.runs_alone else self.batch or (call_rows if self._is_on_cuda else None)
         rows = wanted or max(1, len(input_))
         if self.rows_max is not None:
             rows = min(rows, self.rows_max)
@@ -265,26 +267,9 @@ class Teacher:
             self._on_forward(len(input_))
         return output_BN
 
-    def _warn_of_confinement(self) -> None:
-        missing = missing_confinement(self._session)
-        if missing:
-            self.warnings += (
-                f"the teacher's process runs without {' and without '.join(missing)}; its limits of time and memory "
-                "hold: use teachers that you trust on such a machine",
-            )
-
     @property
     def _is_on_cuda(self) -> bool:
         return self.provider == CUDA_PROVIDER
-
-    def _warn_of_cpu_operators(self) -> None:
-        operators = self._session.cpu_operators
-        if operators:
-            listed = ", ".join(f"{name} ({count})" for name, count in operators.most_common(8))
-            self.warnings += (
-                f"{operators.total()} operators of the teacher run on the CPU, as ONNX Runtime has no CUDA kernel for "
-                f"them: {listed}. Export it with others to have all of it on {self.device}",
-            )
 
     def _compare(self, open_on_cpu: Callable[[], AnySession], dataset: Dataset | None) -> None:
         """Run some pictures on CUDA and on the CPU, and note how their outputs differ. Raises DeviceUnavailable."""
@@ -294,7 +279,8 @@ class Teacher:
             return
         input_ = self.preprocess(images)
         here_BN = self._run(input_)
-        there_BN = run_in_calls(open_on_cpu(), input_, self.batch or len(input_), is_filled=self.batch is not None)
+        rows = 1 if self.graph.runs_alone else self.batch or len(input_)
+        there_BN = run_in_calls(open_on_cpu(), input_, rows, is_filled=self.batch is not None)
         found, warning = compare_with_cpu(here_BN, there_BN, is_half=self.graph.is_half, device=self.device)
         self._reason += f"; its outputs for {len(images)} pictures differ from the CPU's by {found}"
         if warning is not None:

@@ -34,7 +34,7 @@ from store import CacheReader, CacheSpec, Catalog
 from workers.augmentation.apply import to_input
 from workers.augmentation.draw import draw
 from workers.config.task import Folders, InferenceTask
-from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.teacher import TeacherSpec
 from workers.config.training import Sgd, Training
 from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, open_prepared
@@ -172,11 +172,14 @@ def _check_method(method: Method, spec: CacheSpec, epoch: int) -> None:
 
 def _open_teacher(folders: Folders, spec: CacheSpec, threads: int) -> Teacher:
     """Open the teacher that the cache was made with, ready to run as for its inference."""
-    kept = TeacherSpec(
-        path=folders.teachers / f"{spec.teacher_sha256}.onnx",
-        sha256=spec.teacher_sha256,
-        output=spec.teacher_output,
-        preprocessing=Preprocessing.model_validate(spec.preprocessing),
+    kept = TeacherSpec.model_validate(
+        {
+            "path": folders.teachers / f"{spec.teacher_sha256}.onnx",
+            "sha256": spec.teacher_sha256,
+            "output": spec.teacher_output,
+            "preprocessing": spec.preprocessing,
+            "input_values": spec.teacher_inputs,
+        }
     )
     return open_teacher(InferenceTask(folders=folders, teacher=identify(kept), spec=spec, threads=threads))
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -29,8 +29,10 @@ from workers.text_files import decode_text
 
 INCOMING = ".incoming-"
 FILE_FIELD = "file"
+DATA_FIELD = "data"
 BOUNDARY_MAX_BYTES = 70  # RFC 2046, 5.1.1
 TEXT_MAX_BYTES = 64 << 10
+FILE_NAME_MAX = 255
 BUFFER_BYTES = 1 << 20  # handed to a thread at a time
 
 
@@ -42,12 +44,16 @@ class Upload:
         path: of the file; whoever wants to keep it renames it.
         sha256: of its bytes, 64 hex digits.
         fields: the text fields that came with it.
+        data: of a second file, ``data``; None if there was none.
+        data_name: the name that the client gives that file, without folders; None without one.
     """
 
     path: Path
     sha256: str
     size_bytes: int
     fields: Mapping[str, str]
+    data: Path | None = None
+    data_name: str | None = None
 
 
 @asynccontextmanager
@@ -55,29 +61,37 @@ async def receive(
     request: Request,
     folder: Path,
     *,
-    text_fields: frozenset[str],
+    text_fields: Mapping[str, int],
     file_max_bytes: int,
     check_room: Callable[[], None],
 ) -> AsyncIterator[Upload]:
-    """Receive a multipart/form-data request with one file; the file is removed at the end unless it was renamed.
+    """Receive a multipart/form-data request with a file; it is removed at the end unless it was renamed.
+
+    A second file may come, as the field ``data``; it is removed, too.
 
     Args:
-        folder: where the file is written; on the file system on which it is to stay.
-        text_fields: the other fields that may come.
-        file_max_bytes: of the file.
+        folder: where the files are written; on the file system on which they are to stay.
+        text_fields: the other fields that may come, with the most bytes of each.
+        file_max_bytes: of both files together.
         check_room: called for every BUFFER_BYTES, in a thread; raises when no more may be written.
 
     Raises:
         MalformedBody: not multipart/form-data, or cut off.
         InvalidRequest: no file, a field twice, or text that is not UTF-8.
         UnknownName: a field that is not expected.
-        TooLarge: the file or a text field is over its limit.
+        TooLarge: the files or a text field are over their limit.
         SlowBody: it stalls, see ``service.api.bodies.limits``.
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
     boundary = _boundary(request.headers.get("content-type", ""))
-    with _incoming_file(folder) as (path, file):
-        parts = _Parts(file, boundary, text_fields, file_max_bytes)
+    with _incoming_file(folder) as (path, file), ExitStack() as opened:
+        parts = _Parts(
+            file,
+            lambda: opened.enter_context(_incoming_file(folder)),
+            boundary,
+            text_fields=text_fields,
+            file_max_bytes=file_max_bytes,
+        )
         buffer = bytearray()
         async for chunk in request.stream():
             buffer += chunk
@@ -87,7 +101,14 @@ async def receive(
                 buffer.clear()
         await anyio.to_thread.run_sync(parts.feed, bytes(buffer))
         await anyio.to_thread.run_sync(parts.finish)
-        yield Upload(path, parts.digest.hexdigest(), parts.size_bytes, parts.texts)
+        yield Upload(
+            path,
+            parts.digest.hexdigest(),
+            parts.size_bytes,
+            parts.texts,
+            data=parts.data_path,
+            data_name=parts.data_name,
+        )
 
 
 def sweep(folder: Path) -> int:
@@ -123,15 +144,36 @@ def _boundary(content_type: str) -> bytes:
     return boundary
 
 
-class _Parts:
-    """Parts of one body: the file's bytes go to disk, the text fields into a dictionary."""
+def _file_name(given: bytes) -> str | None:
+    """Last part of a client's path of a file; None if it has none that can be shown."""
+    name = given.decode(errors="replace").replace("\\", "/").rsplit("/", 1)[-1]
+    return name if name.isprintable() and 0 < len(name) <= FILE_NAME_MAX else None
 
-    def __init__(self, file: IO[bytes], boundary: bytes, text_fields: frozenset[str], file_max_bytes: int) -> None:
+
+class _Parts:
+    """Parts of one body: the files' bytes go to disk, the text fields into a dictionary.
+
+    ``digest`` and ``size_bytes`` are of the field ``file``.
+    """
+
+    def __init__(
+        self,
+        file: IO[bytes],
+        open_data: Callable[[], tuple[Path, IO[bytes]]],
+        boundary: bytes,
+        *,
+        text_fields: Mapping[str, int],
+        file_max_bytes: int,
+    ) -> None:
         self.texts: dict[str, str] = {}
         self.digest = hashlib.sha256()
         self.size_bytes = 0
-        self._file = file
-        self._allowed = text_fields | {FILE_FIELD}
+        self.data_path: Path | None = None
+        self.data_name: str | None = None
+        self._files = {FILE_FIELD: file}
+        self._open_data = open_data
+        self._text_fields = text_fields
+        self._received_bytes = 0
         self._file_max_bytes = file_max_bytes
         self._seen: set[str] = set()
         self._name = ""
@@ -162,13 +204,14 @@ class _Parts:
             raise MalformedBody(f"the multipart body cannot be read: {error}") from error
 
     def finish(self) -> None:
-        """Check at the end that the body was whole, and make the file durable."""
+        """Check at the end that the body was whole, and make the files durable."""
         if not self._complete:
             raise MalformedBody("the multipart body ends before its last boundary")
         if FILE_FIELD not in self._seen:
             raise InvalidRequest("the upload has no file: send it as the field `file`", "#/file")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
     def _part_begin(self) -> None:
         self._disposition = b""
@@ -190,28 +233,36 @@ class _Parts:
     def _headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._name = options.get(b"name", b"").decode(errors="replace")
-        if self._name not in self._allowed:
-            raise UnknownName("form field", self._name, self._allowed)
+        allowed = {*self._text_fields, FILE_FIELD, DATA_FIELD}
+        if self._name not in allowed:
+            raise UnknownName("form field", self._name, allowed)
         if self._name in self._seen:
             raise InvalidRequest(f"the field {self._name!r} comes twice", f"#/{self._name}")
         self._seen.add(self._name)
+        if self._name == DATA_FIELD:
+            self.data_path, self._files[DATA_FIELD] = self._open_data()
+            self.data_name = _file_name(options.get(b"filename", b""))
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         size = end - start
-        if self._name != FILE_FIELD:
-            if len(self._text) + size > TEXT_MAX_BYTES:
-                raise TooLarge(f"the field {self._name!r} has more than the {TEXT_MAX_BYTES} bytes allowed")
+        if self._name in self._text_fields:
+            most = self._text_fields[self._name]
+            if len(self._text) + size > most:
+                raise TooLarge(f"the field {self._name!r} has more than the {most} bytes allowed")
             self._text += data[start:end]
             return
-        self.size_bytes += size
-        if self.size_bytes > self._file_max_bytes:
-            raise TooLarge(f"the file has more than the {self._file_max_bytes} bytes allowed")
+        self._received_bytes += size
+        if self._received_bytes > self._file_max_bytes:
+            both = "the file has" if self.data_path is None else "the files have"
+            raise TooLarge(f"{both} more than the {self._file_max_bytes} bytes allowed")
         piece = memoryview(data)[start:end]
-        self.digest.update(piece)
-        self._file.write(piece)
+        if self._name == FILE_FIELD:
+            self.size_bytes += size
+            self.digest.update(piece)
+        self._files[self._name].write(piece)
 
     def _part_end(self) -> None:
-        if self._name == FILE_FIELD:
+        if self._name not in self._text_fields:
             return
         try:
             self.texts[self._name] = decode_text(bytes(self._text), f"the field {self._name!r}")

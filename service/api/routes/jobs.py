@@ -1,6 +1,6 @@
 """Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -10,31 +10,25 @@ from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.initial_weights import with_known_weights
-from service.api.job_checks import check_plan, check_request, find_dataset, find_teacher, picture_size, student_size
+from service.api.job_checks import check_plan, check_request, find_dataset, find_teacher
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
+from service.api.job_preview import preview_of
 from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
 from service.api.routes import runs
 from service.api.schemas.base import Page
-from service.api.schemas.costs import Cost
 from service.api.schemas.job_labels import JobChanges
 from service.api.schemas.jobs import (
     Job,
     JobPreview,
     JobRequest,
     JobSummary,
-    PlannedRun,
-    ViewSizes,
 )
 from service.api.schemas.runs import Run
 from service.db.api_queries import digest_of
-from service.db.job_posting import Idempotency, evaluation_run
+from service.db.job_posting import Idempotency
 from service.db.job_search import JobOrder
-from service.db.models import TeacherRecord
-from workers.config.dataset import thumbnail_warnings
-from workers.config.job import Plan
-from workers.config.teacher import Preprocessing
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
@@ -89,17 +83,16 @@ def create_job(
     if row is None:
         check_request(request, ctx)
         teacher = find_teacher(request.teacher, ctx)
-        plan = request.filled(find_dataset(request, ctx.queries))
-        source = check_plan(plan, teacher, ctx.settings)
-        plan = with_known_weights(plan, ctx)
+        plan = with_known_weights(request.filled(find_dataset(request, ctx.queries)), ctx)
+        checked = check_plan(plan, teacher, ctx.settings)
         if dry_run:
             response.status_code = 200
-            warnings = [*source.notes, *gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)]
-            return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
+            gradients = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+            return preview_of(checked, [*checked.source.notes, *gradients], cost_of(checked, ctx))
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
-            plan,
-            teacher,
+            checked.plan,
+            checked.teacher,
             idempotency,
             priority=request.priority,
             parallel_runs=request.parallel_runs,
@@ -107,7 +100,7 @@ def create_job(
             tags=request.tags,
             note=request.note,
             webhook_url=None if request.webhook is None else str(request.webhook.url),
-            samples={str(split): count for split, count in source.samples.items()},
+            samples={str(split): count for split, count in checked.source.samples.items()},
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
@@ -123,24 +116,6 @@ def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:
     identity = request.identity()
     earlier = digest_of(identity), digest_of(request.model_dump(mode="json"))
     return Idempotency(key_id, key, digest_of({"digest_version": 2, "identity": identity}), earlier)
-
-
-def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str], cost: Cost) -> JobPreview:
-    planned = [
-        PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
-        for run in plan.runs()
-    ]
-    if plan.evaluate:
-        planned = [PlannedRun(**evaluation_run(teacher))]
-    preprocessing = Preprocessing.model_validate(teacher.preprocessing)
-    return JobPreview(
-        teacher=teacher.id,
-        plan=plan,
-        runs=planned,
-        views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
-        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *warnings],
-        cost=cost,
-    )
 
 
 @router.get(

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
-from service.api.bodies.multipart import Upload, receive
+from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
+from service.api.bodies.teacher_fields import reading_of
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
 from service.api.problems import responses
@@ -26,19 +27,27 @@ from service.settings import Settings
 from workers.config.published_preprocessing import NAMED
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.onnx import smoke_test, versions
+from workers.onnx.byte_input import check_bytes, fitted_to_input
 from workers.onnx.inspection import inspect_in_subprocess
+from workers.onnx.packing import PackedFile, is_archive, pack
 from workers.onnx.teacher_graph import check_picture
+from workers.teacher.class_columns import check_names
 
 router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(401, 403, 500, 503))
 
-TEXT_FIELDS = frozenset({"name", "preprocessing", "output"})
+TEXT_FIELDS = {
+    **dict.fromkeys(("name", "preprocessing", "output", "output_kind", "input_values"), TEXT_MAX_BYTES),
+    "class_names": 1 << 20,
+    "class_map": 256 << 10,
+}
 _INSPECTIONS = anyio.CapacityLimiter(INSPECTIONS_MAX)
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def show(row: TeacherRecord, settings: Settings) -> Teacher:
     """Document of a teacher's row."""
-    has_passed = smoke_test.has_passed(settings.smoke_dir, _spec(row, settings))
+    reading = spec = _spec(row, settings)
+    has_passed = smoke_test.has_passed(settings.smoke_dir, spec)
     return Teacher(
         id=row.id,
         name=row.name,
@@ -47,7 +56,12 @@ def show(row: TeacherRecord, settings: Settings) -> Teacher:
         inputs=[Value.model_validate(value) for value in row.inputs],
         outputs=[Value.model_validate(value) for value in row.outputs],
         output=row.output,
+        output_kind=reading.output_kind,
         classes=classes_of(row),
+        class_names=None if reading.class_names is None else list(reading.class_names),
+        file_class_names=row.file_class_names,
+        class_map=reading.class_map,
+        input_values=reading.input_values,
         smoke_run="passed" if has_passed else "pending",
         preprocessing=Preprocessing.model_validate(row.preprocessing),
         created_at=row.created_at,
@@ -56,11 +70,14 @@ def show(row: TeacherRecord, settings: Settings) -> Teacher:
 
 def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
     """Spec of the teacher for the workers."""
-    return TeacherSpec(
-        path=settings.teacher_path(row.sha256),
-        sha256=row.sha256,
-        output=row.output,
-        preprocessing=Preprocessing.model_validate(row.preprocessing),
+    return TeacherSpec.model_validate(
+        {
+            "path": settings.teacher_path(row.sha256),
+            "sha256": row.sha256,
+            "output": row.output,
+            "preprocessing": row.preprocessing,
+            **(row.reading or {}),
+        }
     )
 
 
@@ -79,13 +96,13 @@ def _spec(row: TeacherRecord, settings: Settings) -> TeacherSpec:
     },
 )
 async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teacher:
-    """An ONNX classifier as the form field `file`, beside `name`, `preprocessing` (JSON) and `output`.
+    """An ONNX classifier as the form field `file`, beside `name`, `preprocessing` (JSON), `output` and others.
 
-    The file must hold its weights itself and use standard operators only; it is checked before it is kept, and run on
-    noise if ONNX Runtime is there. The same bytes with the same preprocessing and output give the teacher that is there
-    already. `preprocessing` may be a name (`"imagenet"`), timm's `config.json` or Hugging Face's
-    `preprocessor_config.json`: the teacher's document shows the fields that it became, and a step that they cannot say
-    is refused by its name.
+    Weights that lie outside the file come as the field `data`, or with it in one zip or tar archive, and are put into
+    it: what is kept is one file. It must use standard operators only, is checked before it is kept, and run on noise if
+    ONNX Runtime is there. The same bytes with the same fields, the name apart, give the teacher that is there already.
+    `preprocessing` may be a name (`"imagenet"`), timm's `config.json` or Hugging Face's `preprocessor_config.json`: the
+    teacher's document shows the fields that it became, and a step that they cannot say is refused by its name.
     """
     settings = ctx.settings
     # Below the reserve it looks through the caches for what can be freed.
@@ -106,26 +123,35 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
 
 def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     preprocessing = _preprocessing(upload.fields.get("preprocessing"))
-    name = _name(upload.fields.get("name"), upload.sha256)
+    reading = reading_of(upload.fields)
     settings = ctx.settings
-    graph = inspect_in_subprocess(upload.path, upload.fields.get("output"), settings.inspect_timeout_s)
+    file = _one_file(upload, ctx)
+    name = _name(upload.fields.get("name"), file.sha256)
+    graph = inspect_in_subprocess(
+        upload.path, upload.fields.get("output"), settings.inspect_timeout_s, reading.input_values
+    )
+    preprocessing = fitted_to_input(preprocessing, graph)
+    check_bytes(graph, preprocessing)
+    check_names(reading, graph.classes)
     check_picture(
         graph,
         channels=preprocessing.channel_count,
         size=preprocessing.size,
         layout=preprocessing.layout,
     )
-    described = preprocessing.model_dump(mode="json")
+    described, stated = preprocessing.model_dump(mode="json"), reading.model_dump(mode="json")
     row = TeacherRecord(
         id=new_id("tch"),
         name=name,
-        sha256=upload.sha256,
-        identity=digest_of([upload.sha256, graph.output, described]),
-        size_bytes=upload.size_bytes,
+        sha256=file.sha256,
+        identity=digest_of([file.sha256, graph.output, described, *([stated] if stated else [])]),
+        size_bytes=file.size_bytes,
         inputs=[value.model_dump(mode="json") for value in graph.inputs],
         outputs=[value.model_dump(mode="json") for value in graph.outputs],
         output=graph.output,
         preprocessing=described,
+        reading=stated or None,
+        file_class_names=None if graph.class_names is None else list(graph.class_names),
     )
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
@@ -134,6 +160,20 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     if has_run:
         smoke_test.remember(settings.smoke_dir, spec)
     return kept, is_new
+
+
+def _one_file(upload: Upload, ctx: Context) -> PackedFile:
+    """Digest and size of what has come, once its weights are in it."""
+    if upload.data is None and not is_archive(upload.path):
+        return PackedFile(upload.sha256, upload.size_bytes)
+    return pack(
+        upload.path,
+        upload.data,
+        upload.data_name,
+        bytes_max=ctx.settings.teacher_max_bytes,
+        timeout_s=ctx.settings.inspect_timeout_s,
+        check_room=ctx.check_disk,
+    )
 
 
 def _place(source: Path, target: Path) -> None:

@@ -23,6 +23,7 @@ from workers.spec import Seed, Size
 EXPRESSIONS_CHARACTERS_MAX = 1 << 16
 # Of the terms that its methods spell out: reading so many takes 0.05 s.
 TERMS_MAX = 4096
+CLASSES_SHOWN = 1000
 EXAMPLE_JOB: dict[str, JsonValue] = {
     "teacher": EXAMPLE_TEACHER,
     "dataset": {"kind": "digits"},
@@ -143,6 +144,23 @@ class ViewSizes(Document):
     teacher: Size | None
 
 
+class PlannedClass(Document):
+    """A class of the dataset, and the column of the teacher's output that is taken for it."""
+
+    dataset: str
+    column: int
+    teacher: str | None = Field(description="the teacher's name of it; null where it is not known")
+
+
+class PlannedClasses(Document):
+    """Classes of the dataset in the order of their labels, as the cache and all students have them."""
+
+    matched_by: Literal["position", "name"]
+    count: int
+    order: list[PlannedClass] = Field(description=f"the first {CLASSES_SHOWN}")
+    note: str = Field(description="what the match has changed, or left aside; may be empty")
+
+
 class JobPreview(Document):
     """Preview of a job: what it would be, had it been posted without `dry_run`."""
 
@@ -151,6 +169,7 @@ class JobPreview(Document):
     plan: Plan
     runs: list[PlannedRun]
     views: ViewSizes
+    classes: PlannedClasses | None = Field(description="null where only decoding tells the dataset's class names")
     warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
     cost: Cost
 

@@ -318,12 +318,12 @@ def test_check_refuses_a_file_over_a_limit(limits: FileLimits, said: str, tmp_pa
         ([onnx_models.image(("batch", 192))], r"has rank 2 \[batch, 192\], it must have rank 4"),
         ([onnx_models.image(None)], "has no declared rank"),
         (
-            [onnx_models.image(dtype=TensorProto.UINT8)],
-            "is uint8, .*: export .* `scale`, `mean` and `std`",
+            [onnx_models.image(dtype=TensorProto.INT32)],
+            "is int32, .*: export .* `scale`, `mean` and `std`",
         ),
         (
             [onnx_models.image(), onnx_models.logits(name="mask")],
-            r"has 2 inputs \(images, mask\), .* constants",
+            r"'mask' \(float32 \[batch, 4\]\) is beside the pictures and no single number: make it a constant",
         ),
         ([onnx_models.image((0, 3, 8, 8))], r"shape \[0, 3, 8, 8\], every size must be at least 1 and at most 65536"),
     ],

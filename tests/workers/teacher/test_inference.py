@@ -186,9 +186,12 @@ def test_infer_blocks_loads_whole_batches_of_a_teacher_that_fixes_them(
     assert calls == [100] * 9
 
 
-def test_a_teacher_made_for_another_output_kind_is_refused(
+def test_a_teacher_made_for_another_output_kind_or_other_columns_is_refused(
     teacher: Teacher, dataset: DecodedDataset, tmp_path: Path
 ) -> None:
+    other = cache(tmp_path, columns=tuple(reversed(range(CLASSES))))
+    with pytest.raises(ValueError, match="the teacher was made for None"):
+        infer_blocks(teacher, dataset, other, [0])
     writer = cache(tmp_path, output_kind="log_probabilities")
     with pytest.raises(ValueError, match="the cache holds log_probabilities, the teacher was made for logits"):
         infer_blocks(teacher, dataset, writer, [0])

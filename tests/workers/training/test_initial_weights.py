@@ -21,7 +21,6 @@ from workers.files import file_sha256
 from workers.students.build import build_student
 from workers.teacher.plan_checks import check_initial_weights
 from workers.training.loop import train_run
-from workers.training.tasks import task_of_run
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -44,7 +43,7 @@ def job_of(digits: Digits, init: InitialWeights, training: Training = SMALL) -> 
 
 def task_of(digits: Digits, init: InitialWeights, folder: Path, *, training: Training = SMALL) -> TrainingTask:
     job = job_of(digits, init, training)
-    return task_of_run(job, digits.plan, job.runs()[0], digits.folders, folder, threads=1)
+    return digits.plan.task_of_run(job, job.runs()[0], digits.folders, folder, threads=1)
 
 
 def logged(events: list[Event]) -> list[str]:

@@ -26,7 +26,6 @@ from workers.training.micro_batches import part_count
 from workers.training.optimizer import learning_rate, new_optimizer
 from workers.training.parameter_groups import parameter_groups
 from workers.training.run import RunState
-from workers.training.tasks import task_of_run
 
 CPU = torch.device("cpu")
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed (extra timm)")
@@ -376,7 +375,7 @@ def test_training_task_passes_drop_path_to_the_student(
 
     monkeypatch.setattr("workers.training.setting.build_student", build)
     job = digits.job("kd", training=SMALL.model_copy(update={"drop_path": 0.3}), student="torchvision/swin_t")
-    order = task_of_run(job, digits.plan, job.runs()[0], digits.folders, tmp_path, threads=1)
+    order = digits.plan.task_of_run(job, job.runs()[0], digits.folders, tmp_path, threads=1)
     with pytest.raises(InvalidJob, match="seen"):
         train_run(order, ignore, never)
     assert asked == [0.3]

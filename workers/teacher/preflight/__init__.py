@@ -2,16 +2,18 @@
 
 In the order in which a mistake would spoil the rest:
 
-1. the class count that the graph declares, and that it really has, is the dataset's;
+1. the classes that the graph declares, and that it really has, are the dataset's, in its order or by their names
+   (``class_columns``);
 2. one picture runs through in reasonable time; the outputs are finite;
 3. the same pictures give the same outputs in the batches of inference, alone, and once more in another order and
    another batch size (else: training mode, chance, or a graph that mixes the batch);
-4. rows that are >= 0 and sum to 1 are probabilities: their log is cached, and the fact is part of the cache's key.
-   Other outputs with a bounded range or a fixed sum (sigmoid, percent) are refused: as logits they would mislead;
+4. what the outputs are (``output_kind``): logits are made of probabilities, percent and a sigmoid, and how is part of
+   the cache's key. What may be several of these is refused until a client states it: as logits they would mislead;
 5. the teacher is right more often than predictions that know nothing of the picture;
 6. no other order of the classes and no other usual preprocessing is right significantly more often on the same rows.
 
-Points 4 (sigmoid, percent), 5 and 6 are judgements: a job may insist with ``accept_teacher``, and they become warnings.
+Points 4 (where it is not stated), 5 and 6 are judgements: a job may insist with ``accept_teacher``, and they become
+warnings.
 
 Chance is the accuracy of the same predictions against the same labels in random order, in the mean the sum over classes
 of P(predicted) P(label). It explains the hits if one such order in 1 / ``ALPHA`` reaches them: both counts per class

@@ -1,14 +1,18 @@
 """Check of a teacher on plain labelled pictures: classes, outputs, batches, accuracy, class order, preprocessing."""
 
+import time
+
 import numpy as np
 
 from workers.data.prepared import Dataset
-from workers.errors import ContractViolation, InvalidTeacher
+from workers.errors import InvalidTeacher
 from workers.onnx.batch_rules import NO_HINT
 from workers.onnx.smoke_test import BATCH_TOLERANCE
+from workers.teacher.class_columns import ClassColumns, match_classes
+from workers.teacher.output_values import chosen
 from workers.teacher.preflight.class_order import better_order, numeric_names
 from workers.teacher.preflight.finite import check_finite
-from workers.teacher.preflight.output_kind import are_normalised, output_kind
+from workers.teacher.preflight.output_kind import find_kind
 from workers.teacher.preflight.preprocessings import better_preprocessing
 from workers.teacher.preflight.report import PreflightReport
 from workers.teacher.preflight.rows import BATCH, batch_rows, slice_rows, spread
@@ -25,61 +29,71 @@ _ALIKE_MAX = 10  # warnings about classes with names that look alike
 def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightReport:
     """Run the check on at least ``rows`` pictures, if there are so many; see ``slice_rows``.
 
+    The outputs are compared and judged as the graph gives them, and scored by the dataset's classes.
+
     Returns:
         The report. Its ``refusals`` are for the caller to enforce.
 
     Raises:
         InvalidTeacher: it does not run, or a picture's outputs depend on the batch.
         NotFinite: NaN or infinite outputs.
-        ContractViolation: wrong class count.
+        ContractViolation: the classes cannot be matched, or the outputs are not of the kind that was stated.
     """
-    _check_classes(teacher.graph.classes, dataset)
+    _matched(teacher, dataset, teacher.graph.classes)
     index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
     labels_R = dataset.labels_N[index_R]
     first = teacher.outputs(dataset.take(index_R[:1]), timeout_s=FIRST_TIMEOUT_S)
-    _check_classes(first.shape[1], dataset)
+    classes = _matched(teacher, dataset, first.shape[1])
 
     step = batch_rows(BATCH, teacher.preprocessing, dataset)
     parts = [index_R[i : i + step] for i in range(0, len(index_R), step)]
+    began_s = time.monotonic()
     outputs_RN = np.concatenate([teacher.outputs(dataset.take(part)) for part in parts])
+    rows_per_s = len(index_R) / max(time.monotonic() - began_s, 1e-9)
     check_finite(outputs_RN, index_R)
     alone = spread(len(index_R), ALONE_ROWS)
     again = np.random.default_rng(1).permutation(spread(len(index_R), AGAIN_ROWS))
     difference, tolerance = _check_alone(teacher, dataset.take(index_R[alone]), outputs_RN, alone, batch=step)
     repeated = _check_again(teacher, dataset, index_R, outputs_RN, rows=again, batch=min(step, AGAIN_BATCH))
     difference = max(difference, repeated)
-    kind, warnings, refusals = output_kind(teacher, outputs_RN)
+    kind = find_kind(teacher, outputs_RN, teacher.reading.output_kind)
 
-    score = Score.of(outputs_RN, labels_R)
+    score = Score.of(chosen(outputs_RN, classes.columns), labels_R)
     order = better_order(score, dataset.class_names)
-    preprocessing, variant_rows = better_preprocessing(teacher, dataset, index_R, score)
-    refusals += _accuracy_refusal(score, order, preprocessing)
+    preprocessing, variant_rows = better_preprocessing(teacher, dataset, index_R, score, columns=classes.columns)
+    warnings = [*([classes.note] if classes.note else ()), *kind.warnings, *_alone_warning(teacher, rows_per_s)]
     warnings += numeric_names(dataset.class_names)
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
     return PreflightReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
-        classes=outputs_RN.shape[1],
+        classes=len(dataset.class_names),
         output=teacher.graph.output,
-        output_kind=kind,
+        output_kind=kind.stored,
+        columns=classes.columns,
         accuracy=score.accuracy,
         chance=score.chance,
         batch_difference=difference,
         batch_tolerance=tolerance,
         provider=teacher.provider,
         provider_reason=teacher.provider_reason,
-        refusals=tuple(refusals),
+        refusals=(*kind.refusals, *_accuracy_refusal(score, order, preprocessing)),
         warnings=tuple(warnings),
-        normalised=are_normalised(teacher, outputs_RN),
+        normalised=kind.is_normalised,
     )
 
 
-def _check_classes(classes: int | None, dataset: Dataset) -> None:
-    wanted = len(dataset.class_names)
-    if classes not in (None, wanted):
-        raise ContractViolation(
-            f"the teacher has {classes} classes, the dataset has {wanted}: they do not belong together"
-        )
+def _matched(teacher: TeacherSession, dataset: Dataset, outputs: int | None) -> ClassColumns:
+    return match_classes(teacher.reading, teacher.graph.class_names, dataset.class_names, outputs)
+
+
+def _alone_warning(teacher: TeacherSession, rows_per_s: float) -> list[str]:
+    if not teacher.graph.runs_alone:
+        return []
+    return [
+        f"the teacher runs on one picture at a time, {rows_per_s:.0f} per second here, as its outputs would depend on "
+        f"the batch. {teacher.graph.batch_hint}, and it runs in batches"
+    ]
 
 
 def _check_alone(

@@ -37,8 +37,9 @@ def better_order(score: Score, names: tuple[str, ...]) -> Explanation | None:
     return Explanation(
         best,
         f"The label order seems to differ: {examples}; with {described}, {best.accuracy:.1%} of {best.rows} pictures "
-        f"are right, with the dataset's order ({_listed(names)}) {score.accuracy:.1%}. No setting states an order: "
-        "rename the class folders (numbers with leading zeros) or renumber the labels to have the teacher's order "
+        f"are right, with the dataset's order ({_listed(names)}) {score.accuracy:.1%}. Upload "
+        "the teacher with its `class_names`, one for each column, and they are matched with the dataset's; or rename "
+        "the class folders (numbers with leading zeros) or renumber the labels to have the teacher's order "
         "here, or export the teacher with its outputs in the dataset's order.",
     )
 

@@ -1,50 +1,143 @@
-"""Output kind of a teacher: logits, log-probabilities or probabilities, by the values of its outputs."""
+"""Output kind of a teacher: as a client has stated it, or by the values and the last operator.
+
+| kind | what is seen | stored logits |
+|---|---|---|
+| probabilities | >= 0, each row sums to 1 | their log |
+| log_probabilities | <= 0, the exponentials of each row sum to 1 | as they are |
+| percent | >= 0, each row sums to 100 | log of a hundredth |
+| sigmoid | between 0 and 1, made by the operator Sigmoid | log p - log (1 - p) |
+| logits | the rest | as they are |
+
+Values between 0 and 1 that no Sigmoid has made, and scaled or rounded probabilities, may be several of these: they are
+refused until a client states the kind. A stated kind has to be possible for every value.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.teacher.preflight.report import OutputKind
+from store.spec import StoredKind
+from workers.config.teacher import OutputKind
+from workers.errors import ContractViolation
 from workers.teacher.preflight.session import Outputs, TeacherSession
 
 # Probabilities of a row sum to 1 up to their own rounding.
 SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
-# Percentages are often rounded: their sums differ by so much of the sum itself.
+# Percentages, and what a client has stated, may be rounded: their sums differ by so much of the sum itself.
 SCALED_SUM_TOLERANCE = 0.01
 
+STORED: dict[OutputKind, StoredKind] = {
+    "logits": "logits",
+    "log_probabilities": "logits",
+    "probabilities": "log_probabilities",
+    "sigmoid": "sigmoid",
+    "percent": "percent",
+}
+_LEVEL_IS_LOST = ("log_probabilities", "probabilities", "percent")
+_NEXT_STEP = (
+    "Export the logits, what goes into the last Sigmoid or Softmax, or name the output that holds them in the "
+    'teacher\'s `output`; or state what they are in its `output_kind` ("sigmoid", "probabilities" or "percent"), and '
+    "they are turned into logits."
+)
 
-def are_normalised(teacher: TeacherSession, outputs_RN: Outputs) -> bool:
-    """Whether rows are probabilities or log-probabilities: the logits' level is lost to a softmax."""
+
+class FoundKind(NamedTuple):
+    """Kind of a teacher's output.
+
+    Attributes:
+        kind: what the output is taken for.
+        warnings, refusals: sentences about it.
+    """
+
+    kind: OutputKind
+    warnings: tuple[str, ...] = ()
+    refusals: tuple[str, ...] = ()
+
+    @property
+    def stored(self) -> StoredKind:
+        """Way in which logits are made of it, as the cache has it."""
+        return STORED[self.kind]
+
+    @property
+    def is_normalised(self) -> bool:
+        """Whether the logits' level is lost to a softmax."""
+        return self.kind in _LEVEL_IS_LOST
+
+
+def find_kind(teacher: TeacherSession, outputs_RN: Outputs, stated: OutputKind | None) -> FoundKind:
+    """Kind of the outputs [R, N], all columns of the graph's own.
+
+    Raises:
+        ContractViolation: they cannot be of the stated kind.
+    """
     z_RN = outputs_RN.astype(np.float64)
-    if (z_RN <= 0).all():
-        z_RN = np.exp(z_RN)
     tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
-    return bool((z_RN >= 0).all() and np.abs(z_RN.sum(axis=1) - 1).max() <= tolerance)
+    if stated is not None:
+        return _stated(z_RN, stated, tolerance, teacher.graph.output)
+    is_positive = bool((z_RN >= 0).all())
+    if not is_positive:
+        is_log = bool((z_RN <= 0).all()) and _sums_to(np.exp(z_RN), 1, tolerance)
+        return FoundKind("log_probabilities", (_said("log_probabilities", z_RN),)) if is_log else FoundKind("logits")
+    if _sums_to(z_RN, 1, tolerance):
+        return FoundKind("probabilities", (_said("probabilities", z_RN),))
+    if _sums_to(z_RN, 100, 100 * tolerance):
+        return FoundKind("percent", (_said("percent", z_RN),))
+    if z_RN.max() <= 1 and teacher.graph.output_operator == "Sigmoid":
+        return FoundKind("sigmoid", (_said("sigmoid", z_RN),))
+    return FoundKind("logits", refusals=tuple(_not_logits(teacher.graph.output, z_RN.max(), z_RN.sum(axis=1))))
 
 
-def output_kind(teacher: TeacherSession, outputs_RN: Outputs) -> tuple[OutputKind, list[str], list[str]]:
-    """Kind that the outputs are taken for, warnings, refusals."""
-    is_positive = bool((outputs_RN >= 0).all())
-    if not are_normalised(teacher, outputs_RN):
-        if not is_positive:
-            return "logits", [], []
-        z_RN = outputs_RN.astype(np.float64)
-        return "logits", [], _not_logits(teacher.graph.output, z_RN.max(), z_RN.sum(axis=1))
-    if is_positive:
-        return (
-            "log_probabilities",
-            [
-                "the teacher ends in a softmax: the log of its output is cached, at least -87.3. Logits without a "
-                "softmax keep more, and temperature methods that use their size (max, norm) mean those"
-            ],
-            [],
+def _stated(z_RN: NDArray[np.float64], kind: OutputKind, tolerance: float, output: str) -> FoundKind:
+    is_positive = bool((z_RN >= 0).all())
+    if kind == "logits":
+        looks_like = is_positive and (_sums_to(z_RN, 1, tolerance) or z_RN.max() <= 1)
+        warning = (
+            f"the teacher's outputs ({output!r}) lie between 0 and 1, and are used as logits, for its output_kind says "
+            "so: a softmax over them is nearly flat"
         )
-    return (
-        "logits",
-        [
+        return FoundKind(kind, (warning,) if looks_like else ())
+    rounded = max(tolerance, SCALED_SUM_TOLERANCE)
+    possible: dict[OutputKind, Callable[[], bool]] = {
+        "log_probabilities": lambda: bool((z_RN <= tolerance).all()) and _sums_to(np.exp(z_RN), 1, rounded),
+        "probabilities": lambda: is_positive and _sums_to(z_RN, 1, rounded),
+        "percent": lambda: is_positive and _sums_to(z_RN, 100, 100 * rounded),
+        "sigmoid": lambda: is_positive and bool(z_RN.max() <= 1),
+    }
+    if not possible[kind]():
+        sums_R = z_RN.sum(axis=1)
+        raise ContractViolation(
+            f"the teacher's output_kind is {kind!r}, but its outputs ({output!r}) lie between {z_RN.min():.4g} and "
+            f"{z_RN.max():.4g} and their rows sum to {sums_R.min():.4g} .. {sums_R.max():.4g}: upload it with the kind "
+            "that they are, or without, and it is found by the values"
+        )
+    return FoundKind(kind, (_said(kind, z_RN),))
+
+
+def _sums_to(values_RN: NDArray[np.float64], wanted: float, tolerance: float) -> bool:
+    return bool(np.abs(values_RN.sum(axis=1) - wanted).max() <= tolerance)
+
+
+def _said(kind: OutputKind, z_RN: NDArray[np.float64]) -> str:
+    """Sentence on how logits are made of outputs that are none."""
+    keeps = "Logits without a softmax keep more, and temperature methods that use their size (max, norm) mean those"
+    if kind == "log_probabilities":
+        return (
             "the teacher ends in a log-softmax: its output is cached as it is. Temperature methods that use the "
             "logits' size (max, norm) mean logits without it"
-        ],
-        [],
+        )
+    zeros = int((z_RN == 0).sum())
+    rounded = f" {zeros} of {z_RN.size} were rounded to 0, and have the log -87.3." if zeros else ""
+    if kind == "probabilities":
+        return f"the teacher ends in a softmax: the log of its output is cached, at least -87.3.{rounded} {keeps}"
+    if kind == "percent":
+        return f"the teacher's outputs are percent: the log of a hundredth of them is cached.{rounded} {keeps}"
+    ones = int((z_RN >= 1).sum())
+    lost = f" {ones} of {z_RN.size} were rounded to 1, and all have the logit 16.6: export the logits." if ones else ""
+    return (
+        "the teacher ends in a sigmoid: log p - log (1 - p) of its output is cached, the logits before the sigmoid up "
+        f"to rounding.{lost} Methods take a softmax over them, as of one class in each picture"
     )
 
 
@@ -64,6 +157,5 @@ def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64]) -> lis
         return []
     return [
         f"The teacher's outputs ({output!r}) {what}, not logits, and a softmax over them would be nearly flat or "
-        "nearly hard. Export the logits, what goes into the last Sigmoid or Softmax, or name the output that holds "
-        "them in the teacher's `output`."
+        f"nearly hard. {_NEXT_STEP}"
     ]

@@ -1,12 +1,13 @@
 """Usual preprocessings: another one with which the teacher is right significantly more often than with the given."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
+from workers.teacher.output_values import chosen
 from workers.teacher.preflight.rows import PART, batch_rows
 from workers.teacher.preflight.score import ALPHA, Explanation, Score
 from workers.teacher.preflight.session import Rows, TeacherSession
@@ -16,10 +17,21 @@ DROPPED = 0.001
 
 
 def better_preprocessing(
-    teacher: TeacherSession, dataset: Dataset, index_R: Rows, given: Score
+    teacher: TeacherSession,
+    dataset: Dataset,
+    index_R: Rows,
+    given: Score,
+    *,
+    columns: Sequence[int] | None = None,
 ) -> tuple[Explanation | None, int]:
-    """The best usual preprocessing if it is right significantly more often than the given one, and rows run for it."""
-    variants = list(_usual_preprocessings(teacher.preprocessing))
+    """The best usual preprocessing if it is right significantly more often than the given one, and rows run for it.
+
+    Args:
+        columns: of the output, for each class of the dataset; None is all of them in their order.
+    """
+    variants = list(_usual_preprocessings(teacher.preprocessing, keeps_scaling=teacher.graph.takes_bytes))
+    if not variants:
+        return None, 0
     alpha = ALPHA / len(variants)
     if 0.5 ** (given.rows - given.hits) > alpha:  # not even one that is right on all rows
         return None, 0
@@ -36,7 +48,7 @@ def better_preprocessing(
             rows = part[start : start + step]
             images = dataset.take(index_R[rows])
             for v in sorted(alive):
-                predicted_VR[v, rows] = teacher.outputs(images, variants[v]).argmax(axis=1)
+                predicted_VR[v, rows] = chosen(teacher.outputs(images, variants[v]), columns).argmax(axis=1)
                 forwards += len(rows)
         for v in sorted(alive):
             if given.part(seen).p_value(Score(predicted_VR[v, seen], given.labels_R[seen], given.classes)) < DROPPED:
@@ -59,17 +71,18 @@ def better_preprocessing(
     )
 
 
-def _usual_preprocessings(given: Preprocessing) -> Iterator[Preprocessing]:
+def _usual_preprocessings(given: Preprocessing, *, keeps_scaling: bool) -> Iterator[Preprocessing]:
     """The given scaling and the usual ones, each with the given channel order and with red and blue swapped."""
     count = given.channel_count
-    scalings = [
-        (given.scale, given.mean, given.std),
+    scalings = [(given.scale, given.mean, given.std)]
+    usual = [
         (1 / 255, (0.0,) * count, (1.0,) * count),
         (1 / 255, (0.5,) * count, (0.5,) * count),
         (1.0, (0.0,) * count, (1.0,) * count),
     ]
     if count == 3:
-        scalings.append((1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        usual.append((1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    scalings += () if keeps_scaling else usual
     orders = {"rgb": ("rgb", "bgr"), "bgr": ("bgr", "rgb"), "gray": ("gray",)}[given.channels]
     seen = [given]
     for channels in orders:

@@ -1,12 +1,9 @@
 """Reports of a preflight, as they are recorded, and the refusals that a job may insist against."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
+from store.spec import StoredKind
 from workers.errors import ContractViolation
-
-OutputKind = Literal["logits", "log_probabilities"]
 
 
 class PreflightReport(BaseModel):
@@ -15,9 +12,10 @@ class PreflightReport(BaseModel):
     Attributes:
         rows: labelled pictures in the slice.
         forwards: rows that went through the teacher in all, other preprocessings included.
-        classes: number of classes.
+        classes: number of classes of the dataset.
         output: name of the output that is taken.
-        output_kind: ``log_probabilities`` if the graph ends in a softmax, so that the log has to be taken.
+        output_kind: how logits are made of it, as ``store.CacheSpec`` has it.
+        columns: of the output, for each class of the dataset; None is all of them in their own order.
         accuracy: top-1 on the slice.
         chance: accuracy that the same predictions would have on independent labels.
         batch_difference: largest difference of an output alone and in a batch.
@@ -35,7 +33,8 @@ class PreflightReport(BaseModel):
     forwards: int
     classes: int
     output: str
-    output_kind: OutputKind
+    output_kind: StoredKind
+    columns: tuple[int, ...] | None = None
     accuracy: float
     chance: float
     batch_difference: float

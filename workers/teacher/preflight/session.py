@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.augmentation.draw import ViewParameters
-from workers.config.teacher import Preprocessing
+from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Augmentation
 from workers.onnx.teacher_graph import TeacherGraph
 
@@ -19,6 +19,7 @@ class TeacherSession(Protocol):
     """The part of ``workers.teacher.teacher.Teacher`` that the preflight uses."""
 
     graph: TeacherGraph
+    reading: TeacherReading
     preprocessing: Preprocessing
     provider: str
 

@@ -5,6 +5,7 @@ import numpy as np
 from workers.augmentation.draw import draw
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
 from workers.data.prepared import Dataset
+from workers.teacher.output_values import chosen
 from workers.teacher.preflight.finite import check_finite
 from workers.teacher.preflight.report import PreflightReport, ViewsReport
 from workers.teacher.preflight.rows import PART, ROWS, batch_rows, slice_rows
@@ -45,7 +46,7 @@ def check_views(
         sides.append(np.stack([drawn.height, drawn.width]))
     outputs_RN = np.concatenate(outputs)
     check_finite(outputs_RN, index_R)
-    score = Score.of(outputs_RN, dataset.labels_N[index_R])
+    score = Score.of(chosen(outputs_RN, plain.columns), dataset.labels_N[index_R])
     misses, allowed = score.rows - score.hits, 1 - VIEWS_KEEP * plain.accuracy
     warnings = []
     if binomial_tail(misses, score.rows, allowed) <= ALPHA:
