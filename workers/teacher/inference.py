@@ -270,5 +270,8 @@ def _commit(
 ) -> int:
     # Before the block, so that a crash in between leaves no block whose origin is not known.
     writer.add_provenance(provenance)
+    if (labels_R < 0).any():
+        # A sparse cache keeps the label's logit; where there is none, that of the class which the teacher takes.
+        labels_R = np.where(labels_R < 0, logits_RN.argmax(axis=1), labels_R)
     writer.write_block(block, logits_RN, labels_R)
     return len(logits_RN)

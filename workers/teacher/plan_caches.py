@@ -215,7 +215,7 @@ def run_recorded_preflight(
         on_views = _read_record(record, ViewsReport)
         if on_views is None:
             on_views = check_views(session(), dataset, views, report)
-            forwards += on_views.rows
+            forwards += on_views.forwards
             _write_record(record, on_views)
     if forwards:
         _warn(session().warnings, emit)
@@ -247,6 +247,9 @@ def _checked(
         accuracy=report.accuracy,
         views_accuracy=on_views.accuracy if on_views else None,
         chance=report.chance,
+        labelled=report.labelled,
+        entropy=None if report.without_labels is None else report.without_labels.entropy,
+        agreement=None if report.without_labels is None else report.without_labels.agreement,
         output_kind=report.output_kind,
         provider=session.provider,
         provider_reason=session.provider_reason,

@@ -27,7 +27,7 @@ class EvaluatedSplit:
     Attributes:
         logits_NC: float32, in the split's order, on the host.
         predicted_N: int64, the class of the largest probability.
-        labels_N: int64.
+        labels_N: int64; -1 for a row without.
     """
 
     measured: Measured
@@ -82,7 +82,7 @@ def evaluate_splits(
 
     Returns:
         ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them, those of the
-        validation split as ``validation_NAME``; the last two are None without a teacher.
+        validation split as ``validation_NAME``; the last two are None without a teacher, the others without a label.
     """
     metrics: dict[str, float | None] = {}
     for split, feed in feeds.items():
@@ -117,7 +117,7 @@ def _measure(
     replicas: Replicas,
     kept: _Kept | None = None,
 ) -> Measured:
-    sums = Measures(feed.device)
+    sums = Measures(feed.device, some_unlabelled=feed.some_unlabelled)
     for batch in feed.batches():
         (seen,) = batch.views
         logits_BC = forward(to_input(seen.images, preprocessing, channels_last=True)).float()

@@ -1,4 +1,8 @@
-"""Check of a teacher on plain labelled pictures: classes, outputs, batches, accuracy, class order, preprocessing."""
+"""Check of a teacher on plain pictures: classes, outputs, batches, accuracy, class order, preprocessing.
+
+Accuracy, class order and preprocessing are judged by the pictures that have a label; where none has, ``without_labels``
+judges the teacher.
+"""
 
 import numpy as np
 
@@ -14,7 +18,9 @@ from workers.teacher.preflight.report import PreflightReport
 from workers.teacher.preflight.rows import BATCH, batch_rows, slice_rows, spread
 from workers.teacher.preflight.score import ALPHA, Explanation, Score
 from workers.teacher.preflight.session import Images, Outputs, Rows, TeacherSession
+from workers.teacher.preflight.without_labels import judge_without_labels
 from workers.texts import differences
+from workers.unlabelled import labelled_rows
 
 AGAIN_ROWS, AGAIN_BATCH = 64, 24  # pictures that are run twice, the second time so many at once
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
@@ -50,20 +56,25 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     difference = max(difference, repeated)
     kind, warnings, refusals = output_kind(teacher, outputs_RN)
 
-    score = Score.of(outputs_RN, labels_R)
-    order = better_order(score, dataset.class_names)
-    preprocessing, variant_rows = better_preprocessing(teacher, dataset, index_R, score)
-    refusals += _accuracy_refusal(score, order, preprocessing)
+    labelled, score, judged, more_rows = labelled_rows(labels_R), None, None, 0
+    if len(labelled):
+        score = Score.of(outputs_RN[labelled], labels_R[labelled])
+        order = better_order(score, dataset.class_names)
+        preprocessing, more_rows = better_preprocessing(teacher, dataset, index_R[labelled], score)
+        refusals += _accuracy_refusal(score, order, preprocessing)
+    else:
+        judged, of_judgement, unlike = judge_without_labels(teacher, dataset, index_R, outputs_RN)
+        warnings, refusals, more_rows = warnings + of_judgement, refusals + unlike, judged.forwards
     warnings += numeric_names(dataset.class_names)
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
     return PreflightReport(
         rows=len(index_R),
-        forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
+        forwards=1 + len(index_R) + len(alone) + len(again) + more_rows,
         classes=outputs_RN.shape[1],
         output=teacher.graph.output,
         output_kind=kind,
-        accuracy=score.accuracy,
-        chance=score.chance,
+        accuracy=None if score is None else score.accuracy,
+        chance=None if score is None else score.chance,
         batch_difference=difference,
         batch_tolerance=tolerance,
         provider=teacher.provider,
@@ -71,12 +82,15 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
         refusals=tuple(refusals),
         warnings=tuple(warnings),
         normalised=are_normalised(teacher, outputs_RN),
+        labelled=None if len(labelled) == len(index_R) else len(labelled),
+        without_labels=judged,
     )
 
 
 def _check_classes(classes: int | None, dataset: Dataset) -> None:
     wanted = len(dataset.class_names)
-    if classes not in (None, wanted):
+    # Of classes that nothing names, the teacher tells the number.
+    if wanted and classes not in (None, wanted):
         raise ContractViolation(
             f"the teacher has {classes} classes, the data set has {wanted}: they do not belong together"
         )
