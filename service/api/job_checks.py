@@ -5,6 +5,7 @@ The preflight finds the rest when the job starts: a truncated picture, the teach
 
 from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
+from service.api.schemas.labels import NAMES_MAX, LabelsPreview
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
@@ -13,12 +14,14 @@ from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
+from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
 from workers.data.kinds.base import Source
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
+from workers.unlabelled import numbered
 
 
 def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecord, Source]:
@@ -30,10 +33,10 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
         InvalidTeacher: its file is gone.
         UnknownName: there is no dataset of that name.
         InvalidDataset: it is missing, outside the data root, malformed or empty.
-        ContractViolation: teacher and dataset have different numbers of classes.
+        ContractViolation: teacher and dataset have different numbers of classes, or neither tells it.
         InvalidJob: what is stated and what a recipe fills in do not go together, a student cannot be trained on
             pictures of that size or on batches of one, the cache's encoding saves nothing, or the dataset lacks a split
-            that the job needs.
+            or labels that the job needs.
     """
     _check_runs(request, context.settings)
     _check_webhook(request, context)
@@ -42,6 +45,7 @@ def check_job(request: JobRequest, context: Context) -> tuple[Plan, TeacherRecor
     _check_epochs(plan, context.settings)
     source = examine(plan.dataset, context.settings.data_root)
     plan.splits(source.splits)
+    check_labels(plan, source.samples, source.labelled_samples)
     _check_classes(teacher, source)
     classes = classes_of(teacher) or source.classes
     check_encoding(plan.cache.encoding, classes)
@@ -108,11 +112,30 @@ def _dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
 
 def _check_classes(teacher: TeacherRecord, source: Source) -> None:
     classes = classes_of(teacher)
-    if classes not in (None, source.classes):
+    if classes is None and not source.classes:
+        raise ContractViolation(
+            f"teacher {teacher.id} leaves its number of classes open (output {teacher.output!r}), and the data set has "
+            "neither labels nor class names: name its classes by `class_names`, in the order of the teacher's outputs"
+        )
+    if source.classes and classes not in (None, source.classes):
         raise ContractViolation(
             f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the data set has "
             f"{source.classes}: they must be the same classes in the same order"
         )
+
+
+def labels_of(plan: Plan, teacher: TeacherRecord, source: Source) -> tuple[LabelsPreview, list[str]]:
+    """What a dry run shows of labels and classes, and what is to be said about labels that are missing."""
+    classes, labelled = classes_of(teacher), source.labelled_samples
+    names = source.class_names or (numbered(classes or 0) if not source.classes else None)
+    shown = LabelsPreview(
+        labelled={str(split): count for split, count in labelled.items()},
+        classes=source.classes or classes or 0,
+        class_names=None if names is None else list(names[:NAMES_MAX]),
+        named_by="dataset" if source.classes else "teacher",
+    )
+    warnings = label_warnings(plan, source.samples, labelled)
+    return shown, [*warnings, *class_warnings(source.classes, classes)]
 
 
 def student_size(plan: Plan) -> Size | None:

@@ -54,7 +54,7 @@ class Calibration:
 
 
 def reliability(logits_NC: Rows, labels_N: np.ndarray, classes: int, temperature: float = 1.0) -> Reliability:
-    """Bin predictions whose logits are divided by a temperature."""
+    """Bin predictions whose logits are divided by a temperature; a row without a label, -1, is in no bin."""
     rows_B, confidence_B, correct_B = np.zeros(BINS, np.int64), np.zeros(BINS), np.zeros(BINS)
     step = max(1, _VALUES_AT_ONCE // max(1, classes))
     for start in range(0, len(labels_N), step):
@@ -63,13 +63,15 @@ def reliability(logits_NC: Rows, labels_N: np.ndarray, classes: int, temperature
         block_NC -= block_NC.max(axis=1, keepdims=True)
         np.exp(block_NC, out=block_NC)
         confidence_N = block_NC.max(axis=1) / block_NC.sum(axis=1)
+        is_labelled_N = labels_N[start : start + step] >= 0
+        confidence_N, correct_N = confidence_N[is_labelled_N], correct_N[is_labelled_N]
         bin_N = np.clip(np.ceil(confidence_N * BINS).astype(int), 1, BINS) - 1
         rows_B += np.bincount(bin_N, minlength=BINS)
         confidence_B += np.bincount(bin_N, confidence_N, BINS)
         correct_B += np.bincount(bin_N, correct_N, BINS)
     with np.errstate(invalid="ignore"):
         confidence_B, accuracy_B = confidence_B / rows_B, correct_B / rows_B
-    share_B = rows_B / len(labels_N)
+    share_B = rows_B / rows_B.sum()
     ece = float(np.nansum(share_B * np.abs(accuracy_B - confidence_B)))
     return Reliability(share_B, confidence_B, accuracy_B, ece)
 
@@ -96,6 +98,8 @@ def read_calibrations(path: Path, temperature: float | None) -> Mapping[str, Cal
                         f"{path.name} holds {split} logits {shape} with labels {labels_N.shape}, which have to be "
                         "[rows, classes] and [rows]: download it again, or draw the other runs one by one"
                     )
+                if not (labels_N >= 0).any():
+                    continue
                 plain = reliability(logits_NC, labels_N, shape[1])
                 calibrated = reliability(logits_NC, labels_N, shape[1], temperature) if temperature else None
                 found[split] = Calibration(plain, calibrated)

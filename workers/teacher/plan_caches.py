@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec, thumbnail_warnings
 from workers.config.job import JobSpec
+from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
@@ -69,7 +70,10 @@ def plan_caches(
             gives log-probabilities; none if the job accepts the teacher.
     """
     _warn(job.warnings, emit)
-    splits = job.splits(examine(job.dataset, folders.data_root).splits)
+    source = examine(job.dataset, folders.data_root)
+    splits = job.splits(source.splits)
+    check_labels(job, source.samples, source.labelled_samples)
+    _warn(label_warnings(job, source.samples, source.labelled_samples), emit)
     data = prepare_data(job.dataset, folders, emit, should_stop, splits=splits, holdout=job.validation)
     if "test" not in data:
         _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
@@ -94,6 +98,7 @@ def plan_caches(
     )
     check_levels(job, report, emit)
     check_encoding(job.cache.encoding, report.classes)
+    _warn(class_warnings(source.classes or len(train.class_names), report.classes), emit)
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
     known = KnownTeacher(

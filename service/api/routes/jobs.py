@@ -10,7 +10,7 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
-from service.api.job_checks import check_job, picture_size, student_size
+from service.api.job_checks import check_job, labels_of, picture_size, student_size
 from service.api.job_filters import Order, Wanted, WantedRuns
 from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
@@ -29,6 +29,7 @@ from service.api.schemas.jobs import (
     TeacherForwards,
     ViewSizes,
 )
+from service.api.schemas.labels import LabelsPreview
 from service.api.schemas.runs import ErrorInfo, Run, SetAside
 from service.api.schemas.webhooks import WebhookDelivery
 from service.db.api_queries import ApiQueries, digest_of
@@ -159,8 +160,9 @@ def create_job(
     if dry_run:
         plan, teacher, source = check_job(request, ctx)
         response.status_code = 200
-        warnings = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
-        return _preview(plan, teacher, warnings, cost_of(plan, teacher, source, ctx))
+        labels, warnings = labels_of(plan, teacher, source)
+        warnings += gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+        return _preview(plan, teacher, labels, warnings, cost=cost_of(plan, teacher, source, ctx))
     idempotency = None
     if idempotency_key is not None:
         idempotency = _idempotency(request, who.key_id or "", idempotency_key)
@@ -197,7 +199,9 @@ def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:
     return Idempotency(key_id, key, digest_of({"digest_version": 2, "identity": identity}), earlier)
 
 
-def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str], cost: Cost) -> JobPreview:
+def _preview(
+    plan: Plan, teacher: TeacherRecord, labels: LabelsPreview, warnings: Sequence[str], *, cost: Cost
+) -> JobPreview:
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()
@@ -210,6 +214,7 @@ def _preview(plan: Plan, teacher: TeacherRecord, warnings: Sequence[str], cost: 
         plan=plan,
         runs=planned,
         views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
+        labels=labels,
         warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *warnings],
         cost=cost,
     )

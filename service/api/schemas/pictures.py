@@ -25,7 +25,8 @@ class Split(Document):
     height: int = Field(description="of every picture, in pixels")
     width: int
     channels: int = Field(description="1 (grey) or 3 (RGB)")
-    classes: list[SplitClass] = Field(description="in the order of labels")
+    unlabelled: int = Field(description="pictures without a label")
+    classes: list[SplitClass] = Field(description="in the order of labels; empty where nothing names them")
 
 
 class PictureRow(Document):
@@ -33,6 +34,6 @@ class PictureRow(Document):
 
     object: Literal["picture"] = "picture"
     row: int = Field(description="its place in the split, from 0")
-    label: int
-    class_name: str
+    label: int | None = Field(description="null for a picture without one")
+    class_name: str | None = Field(description="null likewise")
     picture: str = Field(description="path of its PNG, by content: what it shows never changes")
