@@ -54,8 +54,8 @@ class PreflightChecked(_Event):
     """The teacher was tried on ``rows`` pictures before any long work, with ``forwards`` passes.
 
     ``views_accuracy`` is that on as many training views, None without augmentation. Where not all have a label,
-    ``labelled`` of them have; where none has, accuracy and chance are None, and the teacher is judged by the ``entropy``
-    of its outputs (nats) and by the ``agreement`` of its answers to a picture and the same moved a little.
+    ``labelled`` of them have; where none has, accuracy and chance are None, and the teacher is judged by the
+    ``entropy`` of its outputs (nats) and by the ``agreement`` of its answers to a picture and the same moved a little.
     """
 
     type: Literal["contract_checked"] = "contract_checked"

@@ -1,4 +1,4 @@
-"""Pictures without a label: ``NO_LABEL`` in the labels of a split, and what is counted and named in spite of them. Light.
+"""Pictures without a label: ``NO_LABEL`` in the labels of a split, and what is counted and named without them. Light.
 
 Labels are int64 [N], 0..classes-1, or ``NO_LABEL``. A dataset of which nothing names the classes has none: then the
 teacher's outputs tell how many there are.

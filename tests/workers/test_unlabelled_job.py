@@ -47,7 +47,7 @@ def last(outcome: JobOutcome, place: int = 0) -> dict[str, float | None]:
 @pytest.mark.usefixtures("without_onnx")
 def test_job_without_any_label_distils_and_measures_agreement_and_kl(digits: Digits, tmp_path: Path) -> None:
     written(digits, tmp_path / "digits.npz", None, test_labels=False)
-    with pytest.raises(InvalidJob, match="method 'ce': it learns from labels alone.*method 'dkd': its distillation"):
+    with pytest.raises(InvalidJob, match=r"method 'ce': it learns from labels alone.*method 'dkd': its distillation"):
         trained(digits, tmp_path, "ce", "kd", "dkd")
     outcome, events = trained(digits, tmp_path, "kd", "lskd", validation={"holdout": 0.1})
     checked = next(event for event in events if isinstance(event, PreflightChecked))
@@ -69,7 +69,11 @@ def test_job_without_any_label_distils_and_measures_agreement_and_kl(digits: Dig
     assert result["calibration"] is None
     evaluation = result["evaluation"]
     assert isinstance(evaluation, dict)
-    assert (evaluation["test"]["top1"], evaluation["test"]["labelled"], evaluation["test"]["confusion"]) == (None, 0, None)
+    assert (evaluation["test"]["top1"], evaluation["test"]["labelled"], evaluation["test"]["confusion"]) == (
+        None,
+        0,
+        None,
+    )
     config = json.loads((tmp_path / "out" / "run-0" / "artifacts" / "config.json").read_text())
     assert config["class_names"] == [str(label) for label in range(10)]
 
@@ -80,7 +84,9 @@ def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path
     written(digits, tmp_path / "digits.npz", labels_N)
     with pytest.raises(InvalidJob, match=r"method 'dkd': .* only \d+ of 1,4\d\d pictures of the training split has"):
         trained(digits, tmp_path, "dkd")
-    outcome, events = trained(digits, tmp_path, "ce", "kd", cache={"encoding": {"top": 4, "tail": 2}, "allow_lossy": True})
+    outcome, events = trained(
+        digits, tmp_path, "ce", "kd", cache={"encoding": {"top": 4, "tail": 2}, "allow_lossy": True}
+    )
     checked = next(event for event in events if isinstance(event, PreflightChecked))
     assert checked.labelled is not None
     assert checked.labelled > 0

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.holdout_spec import Holdout
-from workers.unlabelled import count_classes, labelled_rows
 from workers.errors import InvalidDataset
+from workers.unlabelled import count_classes, labelled_rows
 
 Rows = NDArray[np.int64]
 

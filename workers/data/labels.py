@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
-from workers.unlabelled import NO_LABEL
 from workers.errors import InvalidDataset
 from workers.events import Split
+from workers.unlabelled import NO_LABEL
 
 Labels = NDArray[np.int64]
 Pieces = Callable[[Split], Iterable[NDArray[Any]]]

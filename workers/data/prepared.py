@@ -36,7 +36,7 @@ class Dataset(ABC):
     """One split of a prepared dataset: labels are mapped, ``take`` gives pictures. Pickles as its path.
 
     Attributes:
-        labels_N: int64 [N], 0..classes-1, or -1 for a picture without a label, mapped copy-on-write (see ``DecodedDataset``).
+        labels_N: int64 [N], 0..classes-1, or -1 for none, mapped copy-on-write (see ``DecodedDataset``).
         class_names: in label order; empty where nothing names the classes.
         fingerprint: 64 hex digits, over content and split.
         split: ``train``, ``validation`` or ``test``.

@@ -53,8 +53,8 @@ def leave_int8(folder: Path, options: Int8, inputs: Int8Inputs) -> dict[str, obj
     Returns:
         The part of result.json: ``kept``; ``refused``, why it is not, or None; ``max_drop``, ``calibration_pictures``;
         ``bytes`` of the int8 file and ``bytes_float``; and for each split ``top1``, ``top1_float``, ``agreement``
-        (share of rows on which both choose the same class) and ``rows``; top-1 where the split has labels. Without ``bytes`` and splits if ONNX Runtime
-        cannot quantise the student.
+        (share of rows on which both choose the same class) and ``rows``; top-1 where the split has labels. Without
+        ``bytes`` and splits if ONNX Runtime cannot quantise the student.
 
     Raises:
         What ``heed`` raises; DiskLow, OSError.

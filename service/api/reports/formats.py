@@ -140,7 +140,10 @@ def runs_table(rows: Sequence[ReportRow]) -> Table:
             _percent(row.ece),
             _percent(row.agreement),
             _number(row.seconds, 1),
-            *(_percent(getattr(row, field)) if factor != 1 else _number(getattr(row, field)) for _, field, factor in more),
+            *(
+                _percent(getattr(row, field)) if factor != 1 else _number(getattr(row, field))
+                for _, field, factor in more
+            ),
         ]
         for row in rows
     ]

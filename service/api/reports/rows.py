@@ -68,8 +68,9 @@ def figures(run: ReportedRun, split: Split) -> dict[str, Any]:
     """Figures of the weights that leave, on one split, null where they are not known.
 
     Returns:
-        ``top1``, ``top5`` (0..1), ``nll`` (nats), ``ece``, ``agreement``, ``kl`` (nats), ``nll_calibrated``, ``ece_calibrated`` and
-        ``per_class`` (accuracies). Without an evaluation of the weights that leave, those of their epoch.
+        ``top1``, ``top5`` (0..1), ``nll`` (nats), ``ece``, ``agreement``, ``kl`` (nats), ``nll_calibrated``,
+        ``ece_calibrated`` and ``per_class`` (accuracies). Without an evaluation of the weights that leave, those of
+        their epoch.
     """
     result: _Json = run.result or {}
     if (evaluation := result.get("evaluation")) is not None:

@@ -81,9 +81,7 @@ def _card(found: Document, row: Document, temperature: float) -> None:
     with ui.element("section").classes("gallery-card"):
         if row["picture"]:
             image = ui.element("img").classes("thumbnail")
-            set_props(
-                image, src=viewer_url(row["picture"]), alt=f"row {row['row']}: {shown}", loading="lazy"
-            )
+            set_props(image, src=viewer_url(row["picture"]), alt=f"row {row['row']}: {shown}", loading="lazy")
         ui.label(f"{shown} (row {row['row']})").classes("method-name")
         ui.label(f"{row['value']:.4g}" + _temperature(row)).classes("muted")
         for network in ("teacher", "student"):

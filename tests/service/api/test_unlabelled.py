@@ -77,6 +77,9 @@ def test_pictures_without_a_label_are_counted_and_listed(
     [split] = shared_api.client.get(f"/v1/datasets/{opened.fingerprint}/splits").json()["data"]
     assert (split["unlabelled"], sum(each["samples"] for each in split["classes"])) == (30, 10)
     rows = shared_api.client.get(f"/v1/datasets/{opened.fingerprint}/pictures", params={"class": -1, "limit": 2}).json()
-    assert [(row["row"], row["label"], row["class_name"]) for row in rows["data"]] == [(10, None, None), (11, None, None)]
+    assert [(row["row"], row["label"], row["class_name"]) for row in rows["data"]] == [
+        (10, None, None),
+        (11, None, None),
+    ]
     of_class = shared_api.client.get(f"/v1/datasets/{opened.fingerprint}/pictures", params={"class": 3}).json()
     assert [(row["row"], row["class_name"]) for row in of_class["data"]] == [(3, "3")]

@@ -10,8 +10,8 @@ from workers.methods.combined import PRESETS
 
 SAMPLES = {"train": 1000, "test": 100}
 NONE, FEW, ALL = ({"train": labelled, "test": 100} for labelled in (0, 50, 1000))
-# Of papers/losses.py and others: losses that split the classes at the label, or weigh a row by it.
-LABELLED = ["dkd", "rld", "nkd", "wsld", "normkd_dkd", "lskd_dkd", "lskd_rld", "atkd_dkd"]
+# Losses that split the classes at the label, or weigh a row by it, and a policy that gives it its own temperature.
+LABELLED = ["ats", "dkd", "rld", "nkd", "wsld", "normkd_dkd", "lskd_dkd", "lskd_rld", "atkd_dkd"]
 SOME = [name for name in PRESETS if name not in (*LABELLED, "ce", "custom")]
 
 
@@ -25,7 +25,7 @@ def plan(*methods: object, **changes: object) -> Plan:
 def test_methods_whose_distillation_needs_the_label_are_refused_by_name_unless_all_have_one(name: str) -> None:
     check_labels(plan(name), SAMPLES, ALL)
     for labelled in (NONE, FEW):
-        with pytest.raises(InvalidJob, match=rf"method '{name}': its distillation itself .*\(loss '\w+'\).*: .*\bkd\b"):
+        with pytest.raises(InvalidJob, match=rf"method '{name}': its distillation itself .*\((loss|policy) '\w+'\).*: .*\bkd\b"):
             check_labels(plan("kd", name), SAMPLES, labelled)
 
 

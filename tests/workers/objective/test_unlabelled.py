@@ -19,14 +19,14 @@ LABELS = torch.tensor([0, -1, 4, -1, -1, 2, 2, -1, 1, -1, -1, -1])
 
 
 def losses(name: str, labels_B: Tensor, *, some_unlabelled: bool = True, **changes: object) -> tuple[Tensor, Tensor]:
-    """(total, gradient [B, C]) of a method in its 30th epoch."""
+    """(total, gradient [B, C]) of a method in its 5th epoch."""
     method = parse_method({"preset": name, **changes}).expand()
     student, teacher = logits(0).requires_grad_(), logits(1)
     total = objective(
         method,
         student,
         labels_B,
-        epoch=30,
+        epoch=5,
         epochs=40,
         teacher_logits_BC=teacher,
         teacher_statistics=row_statistics(teacher),

@@ -35,7 +35,7 @@ def choose_names(given: Sequence[str] | None, found: "Mapping[Split, Collection[
         found: classes of each split that has labelled pictures, as folders name them.
 
     Returns:
-        The given names; else those of the test or validation split, sorted; else those of train; empty if nothing tells.
+        The given names; else those of the test or validation split, sorted; else those of train; empty if none tells.
 
     Raises:
         InvalidDataset: a split has a class that is not among them.

@@ -95,7 +95,9 @@ class NpzDataset(FilesBelowRoot):
         name = f"{prefixes[split]}_images"
         arrays = {of: f"{prefix}_labels" for of, prefix in prefixes.items()}
         there = npz_headers(path, [], optional=list(arrays.values()))
-        labels = npz_labels(path, source.class_names or (), {of: array for of, array in arrays.items() if array in there})
+        labels = npz_labels(
+            path, source.class_names or (), {of: array for of, array in arrays.items() if array in there}
+        )
         count, height, width, *channels = npz_headers(path, [name])[name].shape
         shape = (count, height, width, channels[0] if channels else 1)
         step = block_rows(math.prod(shape[1:]))

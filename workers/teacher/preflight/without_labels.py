@@ -85,7 +85,9 @@ def _refusals(judged: WithoutLabels, outputs_RN: Outputs, moved: Score, most: st
     rows, classes = outputs_RN.shape
     advice = "Its file or its preprocessing is probably not what was meant."
     if rows > 1 and float(np.ptp(outputs_RN, axis=0).max()) <= _EQUAL * float(np.abs(outputs_RN).max()):
-        return [f"The teacher gives the same outputs for each of {rows} pictures: nothing can be learned from it. {advice}"]
+        return [
+            f"The teacher gives the same outputs for each of {rows} pictures: nothing can be learned from it. {advice}"
+        ]
     if judged.classes_taken == 1 and rows >= _ROWS_OF_ONE_CLASS:
         return [f"The teacher takes each of {rows} pictures for class {most!r}. {advice}"]
     if judged.entropy >= _UNIFORM * math.log(classes):
@@ -95,8 +97,8 @@ def _refusals(judged: WithoutLabels, outputs_RN: Outputs, moved: Score, most: st
         ]
     if moved.explained_by_chance:
         return [
-            f"The teacher takes only {judged.agreement:.1%} of {rows} pictures for the same class when they are moved by "
-            f"a few pixels; answers drawn at random would agree on {judged.chance:.1%}. {advice}"
+            f"The teacher takes only {judged.agreement:.1%} of {rows} pictures for the same class when they are moved "
+            f"by a few pixels; answers drawn at random would agree on {judged.chance:.1%}. {advice}"
         ]
     return []
 
