@@ -14,6 +14,9 @@ from workers.events import Log, PreflightChecked
 from workers.pipeline import JobOutcome, run_job
 
 
+SPARSE = {"encoding": {"kind": "sparse", "top": 1, "tail": 1, "temperature": 4.0}, "allow_lossy": True}
+
+
 def written(digits: Digits, path: Path, labels_N: np.ndarray | None, *, test_labels: bool = True) -> None:
     """An npz of the digits with these training labels."""
     arrays = {"train_images": digits.train.take(slice(None)), "test_images": digits.test.take(slice(None))}
@@ -84,9 +87,7 @@ def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path
     written(digits, tmp_path / "digits.npz", labels_N)
     with pytest.raises(InvalidJob, match=r"method 'dkd': .* only \d+ of 1,4\d\d pictures of the training split has"):
         trained(digits, tmp_path, "dkd")
-    outcome, events = trained(
-        digits, tmp_path, "ce", "kd", cache={"encoding": {"top": 4, "tail": 2}, "allow_lossy": True}
-    )
+    outcome, events = trained(digits, tmp_path, "ce", "kd", cache=SPARSE)
     checked = next(event for event in events if isinstance(event, PreflightChecked))
     assert checked.labelled is not None
     assert checked.labelled > 0

@@ -25,7 +25,9 @@ def plan(*methods: object, **changes: object) -> Plan:
 def test_methods_whose_distillation_needs_the_label_are_refused_by_name_unless_all_have_one(name: str) -> None:
     check_labels(plan(name), SAMPLES, ALL)
     for labelled in (NONE, FEW):
-        with pytest.raises(InvalidJob, match=rf"method '{name}': its distillation itself .*\((loss|policy) '\w+'\).*: .*\bkd\b"):
+        with pytest.raises(
+            InvalidJob, match=rf"method '{name}': its distillation itself .*\((loss|policy) '\w+'\).*: .*\bkd\b"
+        ):
             check_labels(plan("kd", name), SAMPLES, labelled)
 
 
