@@ -152,6 +152,7 @@ class GroupSplit(TypedDocument):
     nll_calibrated: Estimate | None
     ece_calibrated: Estimate | None
     agreement: Estimate | None
+    kl: Estimate | None
     best_class: ClassAccuracy | None
     worst_class: ClassAccuracy | None
     difference: Difference | None
@@ -215,7 +216,10 @@ class Comparison(Statistics):
 
 
 class Dataset(TypedDocument):
-    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell."""
+    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell.
+
+    `classes` is null as well where nothing names them: then a teacher's outputs tell.
+    """
 
     object: Literal["dataset"]
     id: str
@@ -491,6 +495,15 @@ class ViewSizes(TypedDocument):
     teacher: list[int] | None
 
 
+class LabelsPreview(TypedDocument):
+    """Labels and classes of a job's data set, as its files show them."""
+
+    labelled: dict[str, int]
+    classes: int
+    class_names: list[str] | None
+    named_by: Literal["dataset", "teacher"]
+
+
 class CacheCost(TypedDocument):
     """One cache that the job would have."""
 
@@ -561,6 +574,7 @@ class JobPreview(TypedDocument):
     plan: dict[str, Any]
     runs: list[PlannedRun]
     views: ViewSizes
+    labels: LabelsPreview
     warnings: list[str]
     cost: Cost
 
@@ -673,8 +687,8 @@ class PictureRow(TypedDocument):
 
     object: Literal["picture"]
     row: int
-    label: int
-    class_name: str
+    label: int | None
+    class_name: str | None
     picture: str
 
 
@@ -732,6 +746,8 @@ class ReportRow(TypedDocument):
     nll_calibrated: float | None
     ece_calibrated: float | None
     views_seen: int | None
+    validation_agreement: float | None
+    validation_kl_to_teacher: float | None
 
 
 class Report(Statistics):
@@ -792,6 +808,7 @@ class Split(TypedDocument):
     height: int
     width: int
     channels: int
+    unlabelled: int
     classes: list[SplitClass]
 
 
