@@ -13,7 +13,6 @@ from workers.errors import InvalidJob
 from workers.events import Log, PreflightChecked
 from workers.pipeline import JobOutcome, run_job
 
-
 SPARSE = {"encoding": {"kind": "sparse", "top": 1, "tail": 1, "temperature": 4.0}, "allow_lossy": True}
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field
 
 from workers.data.class_names import check_class_names, check_told_apart
+from workers.data.class_names_option import OPTION, ClassNames, choose_names
 from workers.data.confinement import inside, root_folder
 from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
-from workers.data.kinds.class_names_option import OPTION, ClassNames, choose_names
 from workers.errors import InvalidDataset
 from workers.spec import Size
 from workers.texts import composed, differences, listed

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field
 
 from workers.data.class_names import check_class_names
+from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
-from workers.data.kinds.class_names_option import OPTION, ClassNames
 from workers.errors import InvalidDataset
 
 if TYPE_CHECKING:
