@@ -107,9 +107,9 @@ class FolderDataset(FilesBelowRoot):
                 _pictures(classes[split][name], root, ignored) if name in classes[split] else [] for name in names
             ]
             counts[split] = tuple(len(group) for group in pictures)
-            if (folder := without[split]) is not None:
+            if (own := without[split]) is not None:
                 labelled[split] = sum(counts[split])
-                pictures.append(_pictures(folder, root, ignored, what="folder of pictures without labels"))
+                pictures.append(_pictures(own, root, ignored, what="folder of pictures without labels"))
             files[split] = tuple(picture for group in pictures for picture in group)
         return Source(
             spec=self,
