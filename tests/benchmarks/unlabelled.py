@@ -33,6 +33,8 @@ from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job
 
+# Of each labelled picture where it is trained on alone: an epoch of a hundred pictures would be spent on evaluation.
+COPIES = 20
 TEACHER = SHARED / "data" / "resnet20-cifar10.onnx"
 
 
@@ -43,7 +45,8 @@ class Sizes:
     Attributes:
         labels: pictures of each class that have a label.
         pictures, test_pictures: of the two splits, as many of each class.
-        epochs: over all training pictures; those over the labelled ones alone are so many more as make equal steps.
+        epochs: over all training pictures; those over the labelled ones alone, of which the dataset has ``COPIES``, each
+            with views of its own, are so many more as make equal steps.
     """
 
     labels: int
@@ -106,7 +109,8 @@ def unpack(folder: Path, sizes: Sizes) -> None:
             if split == "test":
                 targets = [Path(name) / member.name for name in ("labelled", "plain", "mixed")]
             elif written[place] < sizes.labels:
-                targets = [Path("labelled") / member.name, Path("mixed") / member.name, Path("plain") / unnamed]
+                copies = [Path("labelled") / place / f"{copy}-{unnamed.name}" for copy in range(COPIES)]
+                targets = [*copies, Path("mixed") / member.name, Path("plain") / unnamed]
             else:
                 targets = [Path("plain") / unnamed, Path("mixed/train") / UNLABELLED / unnamed.name]
             for target in targets:
@@ -117,8 +121,9 @@ def unpack(folder: Path, sizes: Sizes) -> None:
 
 def train(folder: Path, sizes: Sizes, case: Case, threads: int) -> list[float]:
     """Top-1 of a case, a seed an item."""
-    batch_size = min(sizes.batch_size, case.pictures)
-    epochs = max(1, round(sizes.steps / -(-case.pictures // batch_size)))
+    shown = case.pictures * (COPIES if case.folder == "labelled" else 1)
+    batch_size = min(sizes.batch_size, shown)
+    epochs = max(1, round(sizes.steps / -(-shown // batch_size)))
     job = JobSpec(
         dataset=FolderDataset(path=case.folder),
         views=Views(augmentation=CropFlip(pad=4), count=sizes.views, fresh=True),

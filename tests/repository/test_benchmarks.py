@@ -224,7 +224,7 @@ def test_the_views_program_prints_a_row_for_each_number_of_views(tmp_path: Path)
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("shared_data")
 def test_the_program_of_unlabelled_pictures_has_a_line_for_each_case(tmp_path: Path) -> None:
-    assert run_quickly("unlabelled", tmp_path) == "cpu"
+    run_quickly("unlabelled", tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
     assert [(line["method"], line["labels"], line["pictures"]) for line in figures] == [
         ("ce", 20, 20),
