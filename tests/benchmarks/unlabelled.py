@@ -45,8 +45,8 @@ class Sizes:
     Attributes:
         labels: pictures of each class that have a label.
         pictures, test_pictures: of the two splits, as many of each class.
-        epochs: over all training pictures; those over the labelled ones alone, of which the dataset has ``COPIES``, each
-            with views of its own, are so many more as make equal steps.
+        epochs: over all training pictures; those over the labelled ones alone, of which the dataset has ``COPIES`` with
+            views of their own, are so many more as make equal steps.
     """
 
     labels: int
