@@ -51,17 +51,22 @@ class DatasetReady(_Event):
 
 
 class PreflightChecked(_Event):
-    """The teacher was tried on ``rows`` labelled pictures before any long work, with ``forwards`` passes.
+    """The teacher was tried on ``rows`` pictures before any long work, with ``forwards`` passes.
 
-    ``views_accuracy`` is that on as many training views, None without augmentation.
+    ``views_accuracy`` is that on as many training views, None without augmentation. Where not all have a label,
+    ``labelled`` of them have; where none has, accuracy and chance are None, and the teacher is judged by the
+    ``entropy`` of its outputs (nats) and by the ``agreement`` of its answers to a picture and the same moved a little.
     """
 
     type: Literal["contract_checked"] = "contract_checked"
     rows: int
     forwards: int
-    accuracy: float
+    accuracy: float | None
     views_accuracy: float | None = None
-    chance: float
+    chance: float | None
+    labelled: int | None = Field(None, exclude_if=lambda given: given is None)
+    entropy: float | None = Field(None, exclude_if=lambda given: given is None)
+    agreement: float | None = Field(None, exclude_if=lambda given: given is None)
     output_kind: str
     provider: str
     provider_reason: str

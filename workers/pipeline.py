@@ -206,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     places = [*((f"{split} split", top1) for split, top1 in outcome.teacher_accuracy.items())]
     if outcome.teacher_views_accuracy is not None:
         places.append(("training views", outcome.teacher_views_accuracy))
-    sys.stdout.write(f"teacher: top-1 {', '.join(f'{top1:.1%} on the {place}' for place, top1 in places)}\n")
+    if places:
+        sys.stdout.write(f"teacher: top-1 {', '.join(f'{top1:.1%} on the {place}' for place, top1 in places)}\n")
     sys.stdout.write(
         f"teacher forward passes: {outcome.teacher_forwards} run, "
         f"{outcome.teacher_forwards_avoided} avoided; artifacts in {out}\n"

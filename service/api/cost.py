@@ -8,7 +8,7 @@ import json
 from sqlalchemy import func, select
 
 from service.api.dependencies import Context
-from service.api.job_checks import CheckedJob
+from service.api.job_checks import CheckedJob, classes_of
 from service.api.schemas.costs import BreakEven, CacheCost, Cost, ForwardsCost, OtherWork, SecondsCost
 from service.db.database import Database
 from service.db.models import JobRecord, TeacherRecord
@@ -34,7 +34,7 @@ def cost_of(checked: CheckedJob, context: Context) -> Cost:
         sha256=teacher.sha256,
         output=teacher.output,
         output_kind="logits",
-        classes=source.classes,
+        classes=source.classes or classes_of(teacher) or 0,
         preprocessing=Preprocessing.model_validate(teacher.preprocessing),
         columns=None if checked.classes is None else checked.classes.columns,
         inputs=(teacher.reading or {}).get("input_values", {}),

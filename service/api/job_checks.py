@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
+from service.api.schemas.labels import NAMES_MAX, LabelsPreview
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
@@ -16,6 +17,7 @@ from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
+from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.teacher import TeacherReading
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
@@ -25,6 +27,7 @@ from workers.onnx.teacher_graph import class_count
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 from workers.teacher.class_columns import ClassColumns, match_classes
+from workers.unlabelled import numbered
 
 
 @dataclass(frozen=True)
@@ -99,14 +102,15 @@ def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Checke
         ContractViolation: teacher and dataset have different numbers of classes, or the teacher's names of classes are
             not the dataset's.
         InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
-            saves nothing, or the dataset lacks a split that the job needs.
+            saves nothing, or the dataset lacks a split or labels that the job needs.
     """
     _check_epochs(plan, settings)
     source = examine(plan.dataset, settings.data_root)
     plan.splits(source.splits)
+    check_labels(plan, source.samples, source.labelled_samples)
     names = known_class_names(source, settings.datasets_dir)
     matched = _match_classes(teacher, source, names)
-    check_encoding(plan.cache.encoding, source.classes)
+    check_encoding(plan.cache.encoding, source.classes or classes_of(teacher) or 0)
     for student in plan.students:
         check_batch_size(student.name, plan.training.batch_size // plan.training.accumulate)
     size = student_size(plan)
@@ -134,14 +138,33 @@ def _check_epochs(plan: Plan, settings: Settings) -> None:
 
 def _match_classes(teacher: TeacherRecord, source: Source, names: tuple[str, ...] | None) -> ClassColumns | None:
     classes, reading = classes_of(teacher), TeacherReading.model_validate(teacher.reading or {})
+    if classes is None and not source.classes:
+        raise ContractViolation(
+            f"teacher {teacher.id} leaves its number of classes open (output {teacher.output!r}), and the dataset has "
+            "neither labels nor class names: name its classes by `class_names`, in the order of the teacher's outputs"
+        )
     is_named = reading.class_names is not None or reading.class_map or teacher.file_class_names is not None
-    if not is_named and classes not in (None, source.classes):
+    if source.classes and not is_named and classes not in (None, source.classes):
         raise ContractViolation(
             f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the dataset has "
             f"{source.classes}: they must be the same classes in the same order, or the teacher must be uploaded with "
             "its `class_names`, which are matched with those of the dataset"
         )
     return None if names is None else match_classes(reading, teacher.file_class_names, names, classes)
+
+
+def labels_of(plan: Plan, teacher: TeacherRecord, source: Source) -> tuple[LabelsPreview, list[str]]:
+    """What a dry run shows of labels and classes, and what is to be said about labels that are missing."""
+    classes, labelled = classes_of(teacher), source.labelled_samples
+    names = source.class_names or (numbered(classes or 0) if not source.classes else None)
+    shown = LabelsPreview(
+        labelled={str(split): count for split, count in labelled.items()},
+        classes=source.classes or classes or 0,
+        class_names=None if names is None else list(names[:NAMES_MAX]),
+        named_by="dataset" if source.classes else "teacher",
+    )
+    warnings = label_warnings(plan, source.samples, labelled)
+    return shown, [*warnings, *class_warnings(source.classes, classes)]
 
 
 def student_size(plan: Plan) -> Size | None:

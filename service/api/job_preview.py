@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.api.job_checks import CheckedJob, picture_size, student_size
+from service.api.job_checks import CheckedJob, labels_of, picture_size, student_size
 from service.api.schemas.costs import Cost
 from service.api.schemas.jobs import CLASSES_SHOWN, JobPreview, PlannedClass, PlannedClasses, PlannedRun, ViewSizes
 from service.db.job_posting import evaluation_run
@@ -20,13 +20,15 @@ def preview_of(checked: CheckedJob, warnings: Sequence[str], cost: Cost) -> JobP
     if plan.evaluate:
         planned = [PlannedRun(**evaluation_run(teacher))]
     preprocessing = Preprocessing.model_validate(teacher.preprocessing)
+    labels, of_labels = labels_of(plan, teacher, checked.source)
     return JobPreview(
         teacher=teacher.id,
         plan=plan,
         runs=planned,
         views=ViewSizes(student=student_size(plan), teacher=preprocessing.size or picture_size(plan)),
         classes=_planned_classes(checked),
-        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *warnings],
+        labels=labels,
+        warnings=[*plan.warnings, *thumbnail_warnings(plan.dataset, preprocessing.size), *of_labels, *warnings],
         cost=cost,
     )
 

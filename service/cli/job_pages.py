@@ -21,7 +21,7 @@ def preview_page(preview: Document) -> RenderableType:
     seen = render.facts({f"{name} sees": size and f"{size} pixels of each box" for name, size in sizes.items()})
     warnings = [Text(f"warning: {warning}") for warning in preview.get("warnings", [])]
     table = render.table(("student", "method", "seed"), rows)
-    recipe = render.facts({"recipe": filled_in(preview["plan"])})
+    recipe = render.facts({"recipe": filled_in(preview["plan"]), **_labels(preview.get("labels") or {})})
     # A service of an earlier version estimates nothing.
     cost = [Text(), cost_table(preview["cost"])] if preview.get("cost") else []
     classes = render.facts({"classes": _classes(preview.get("classes"))})
@@ -37,6 +37,15 @@ def _classes(planned: Document | None) -> str:
         "name": "the teacher's by name, in the same order",
     }
     return str(planned["note"] or as_they_are[planned["matched_by"]])
+
+
+def _labels(shown: Document) -> dict[str, str | None]:
+    """Labels by split and the classes; a service of an earlier version shows neither."""
+    counts = ", ".join(f"{count:,} of {split}" for split, count in (shown.get("labelled") or {}).items())
+    names = shown.get("class_names") or ()
+    listed = f": {', '.join(names[:10])}{', ...' if shown['classes'] > len(names[:10]) else ''}" if names else ""
+    by = " (by the teacher's outputs)" if shown.get("named_by") == "teacher" else ""
+    return {"labels": counts or None, "classes": f"{shown['classes']}{by}{listed}" if shown else None}
 
 
 def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:

@@ -132,11 +132,18 @@ class JobView:
                 return self._apply_log(run, data)
             case "inference_progress" | "cache_ready":
                 return self._apply_cache(event["type"], data)
+            case "contract_checked" if data["accuracy"] is None:
+                return (
+                    f"none of {data['rows']} pictures has a label: the teacher's mean entropy is "
+                    f"{terminal.number(data.get('entropy'), 3)} nats, and it takes "
+                    f"{terminal.percent(data.get('agreement'))} of them for the same class when they are moved, on "
+                    f"{data['provider']}"
+                )
             case "contract_checked":
                 views = data.get("views_accuracy")
                 return (
                     f"the teacher is right on {terminal.percent(data['accuracy'])} of "
-                    f"{data['rows']} labelled rows"
+                    f"{data.get('labelled') or data['rows']} labelled rows"
                     + (f" and {terminal.percent(views)} of their views" if views is not None else "")
                     + f", on {data['provider']}"
                 )

@@ -143,12 +143,24 @@ def report(document: Document) -> Table:
     states = any(row["state"] != "succeeded" for row in rows)
     chosen = any(row["accuracy_best"] is not None for row in rows)
     devices = any(row["device"] for row in rows)
+    # Without labels the teacher's answers are all that a split is measured by; without a test split, on validation.
+    unlabelled = bool(rows) and all(row["accuracy_last"] is None for row in rows)
+    if unlabelled:
+        rows = [{**row, **_to_teacher(row)} for row in rows]
     headers = ["student", "method", *(["seed>"] if seeds else []), *(["state"] if states else [])]
     headers += ["top-1>", *(["best>"] if chosen else []), "agreement>", "ECE>", "T student>", "T teacher>", "seconds>"]
     headers += ["device"] if devices else []
-    return table(
-        headers, (_report_row(row, seeds=seeds, states=states, chosen=chosen, devices=devices) for row in rows)
-    )
+    lines = [_report_row(row, seeds=seeds, states=states, chosen=chosen, devices=devices) for row in rows]
+    if unlabelled:
+        headers.append("KL>")
+        lines = [[*line, number(row["kl_to_teacher"], 4)] for line, row in zip(lines, rows, strict=True)]
+    return table(headers, lines)
+
+
+def _to_teacher(row: Document) -> Document:
+    """Agreement and KL on the test split, or where there is none on the validation split."""
+    prefix = "" if row["agreement"] is not None else "validation_"
+    return {name: row.get(f"{prefix}{name}") for name in ("agreement", "kl_to_teacher")}
 
 
 def _report_row(row: Document, *, seeds: bool, states: bool, chosen: bool, devices: bool) -> list[str | Text]:

@@ -133,6 +133,11 @@ def groups(document: Document) -> RenderableType:
     headers = [*(["job"] if is_named else []), "student", "method", "seeds>"]
     for split in splits:
         headers += [f"top-1 {split}>", f"difference {level}>", "ECE>", "worst class>"]
+    # A split without labels is measured by the teacher's answers alone.
+    unlabelled = [
+        split for split in splits if not any(group[split]["top1"] for group in found if group[split] is not None)
+    ]
+    headers += [f"{name} {split}>" for split in unlabelled for name in ("agreement", "KL")]
     rows = [
         [
             *([group["job_id"]] if is_named else []),
@@ -140,6 +145,7 @@ def groups(document: Document) -> RenderableType:
             group["method"],
             str(len(group["seeds"])),
             *(text for split in splits for text in _split(group[split], group["job_id"])),
+            *(text for split in unlabelled for text in _to_teacher(group[split] or {})),
         ]
         for group in found
     ]
@@ -156,6 +162,11 @@ def _split(found: Document | None, job_id: str) -> list[str]:
         _spread(found["ece"]),
         f"{worst['index']}: {render.percent(worst['accuracy'])}" if worst else "",
     ]
+
+
+def _to_teacher(found: Document) -> list[str]:
+    kl = found.get("kl")
+    return [_spread(found.get("agreement")), render.number(kl and kl["mean"], 4)]
 
 
 def _spread(found: Document | None) -> str:

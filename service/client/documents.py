@@ -163,6 +163,7 @@ class GroupSplit(TypedDocument):
     nll_calibrated: Estimate | None
     ece_calibrated: Estimate | None
     agreement: Estimate | None
+    kl: Estimate | None
     best_class: ClassAccuracy | None
     worst_class: ClassAccuracy | None
     difference: Difference | None
@@ -226,7 +227,10 @@ class Comparison(Statistics):
 
 
 class Dataset(TypedDocument):
-    """A dataset with a name; `samples` per split and `classes` are null where only decoding would tell."""
+    """A dataset with a name; `samples` per split and `classes` are null where only decoding would tell.
+
+    `classes` is null as well where nothing names them: then a teacher's outputs tell.
+    """
 
     object: Literal["dataset"]
     id: str
@@ -523,6 +527,15 @@ class PlannedClasses(TypedDocument):
     note: str
 
 
+class LabelsPreview(TypedDocument):
+    """Labels and classes of a job's data set, as its files show them."""
+
+    labelled: dict[str, int]
+    classes: int
+    class_names: list[str] | None
+    named_by: Literal["dataset", "teacher"]
+
+
 class CacheCost(TypedDocument):
     """One cache that the job would have."""
 
@@ -594,6 +607,7 @@ class JobPreview(TypedDocument):
     runs: list[PlannedRun]
     views: ViewSizes
     classes: PlannedClasses | None
+    labels: LabelsPreview
     warnings: list[str]
     cost: Cost
 
@@ -712,8 +726,8 @@ class PictureRow(TypedDocument):
 
     object: Literal["picture"]
     row: int
-    label: int
-    class_name: str
+    label: int | None
+    class_name: str | None
     sample_id: str | None
     picture: str
 
@@ -772,6 +786,8 @@ class ReportRow(TypedDocument):
     nll_calibrated: float | None
     ece_calibrated: float | None
     views_seen: int | None
+    validation_agreement: float | None
+    validation_kl_to_teacher: float | None
 
 
 class Report(Statistics):
@@ -832,6 +848,7 @@ class Split(TypedDocument):
     height: int
     width: int
     channels: int
+    unlabelled: int
     classes: list[SplitClass]
 
 

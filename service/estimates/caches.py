@@ -146,16 +146,17 @@ def _samples(holdout: Holdout | None, source: Source, split: Split) -> tuple[int
     """Pictures of a split, and whether that is exact: labels tell how many are held out of each class."""
     if split != "validation" or holdout is None:
         return source.samples[split], True
-    if not holdout.stratified:
-        return _held_out(holdout, source.samples["train"]), True
+    labelled = source.labelled_samples["train"]
+    if not holdout.stratified or not labelled:
+        return _held_out(holdout, labelled or source.samples["train"]), True
     counts = source.class_counts.get("train")
     if counts is None:
-        return max(1, round(holdout.holdout * source.samples["train"])), False
+        return max(1, round(holdout.holdout * labelled)), False
     return sum(_held_out(holdout, count) for count in counts), True
 
 
 def _held_out(holdout: Holdout, count: int) -> int:
-    return min(round(holdout.holdout * count), count - 1)
+    return max(0, min(round(holdout.holdout * count), count - 1))
 
 
 def _known_splits(plan: Plan, source: Source, datasets: Path, wanted: Collection[Split]) -> dict[Split, KnownSplit]:

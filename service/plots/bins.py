@@ -40,7 +40,8 @@ def calibrations_of(evaluation: Document) -> Mapping[str, Calibration]:
     return {
         split: Calibration(_reliability(found), _reliability(after) if (after := found.get("calibrated")) else None)
         for split, found in (evaluation.get("splits") or {}).items()
-        if found.get("reliability")
+        # Of a split without labels no bin has a row.
+        if found.get("reliability") and sum(found["reliability"]["rows"])
     }
 
 

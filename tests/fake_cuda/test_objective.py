@@ -30,6 +30,8 @@ EXPRESSION = {
 }
 # Launches beyond those of cross-entropy alone, forward and backward to the logits.
 BEYOND = {"ce": 0, "kd": 25, "dkd": 50, "rld": 50, "normkd": 50, "atkd": 58, "dtkd": 58, "mlkd": 230}
+# Presets that are counted on rows without labels, too.
+WITHOUT_LABELS = ("ce", "kd")
 BATCH, CLASSES = 64, 100
 
 
@@ -74,13 +76,33 @@ def _measure() -> dict[str, Any]:
         method = parse_method(EXPRESSION if name == "expression" else name).expand()
         learned = {place: torch.tensor(theta).to(device).requires_grad_() for place, theta in method.learned.items()}
         counted[name] = count(functools.partial(_total, method, seen, labels_B, learned))
+    few_B = torch.where(torch.arange(BATCH) % 8 == 0, 1, -1).to(device)
+    for name in WITHOUT_LABELS:
+        counted[f"{name} without labels"] = count(
+            functools.partial(_total, parse_method(name).expand(), seen, few_B, {}, some_unlabelled=True)
+        )
     return counted
 
 
-def _total(method: Method, seen: list[Seen], labels_B: torch.Tensor, learned: dict[str, torch.Tensor]) -> torch.Tensor:
+def _total(
+    method: Method,
+    seen: list[Seen],
+    labels_B: torch.Tensor,
+    learned: dict[str, torch.Tensor],
+    *,
+    some_unlabelled: bool = False,
+) -> torch.Tensor:
     views = [View(z_s_BC, z_t_BC, statistics, SharedTeacherTerms()) for z_s_BC, z_t_BC, statistics in seen]
     return objective_of(
-        method, views, labels_B, epoch=3, epochs=10, learned=learned, cache_statistics=OVER_CACHE, check=False
+        method,
+        views,
+        labels_B,
+        epoch=3,
+        epochs=10,
+        learned=learned,
+        cache_statistics=OVER_CACHE,
+        some_unlabelled=some_unlabelled,
+        check=False,
     ).total
 
 
@@ -97,7 +119,7 @@ def counted(fake_cuda: FakeCuda) -> dict[str, Any]:
     return fake_cuda.call(_measure)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "expression"])
+@pytest.mark.parametrize("name", [*NAMES, "expression", *(f"{name} without labels" for name in WITHOUT_LABELS)])
 def test_objective_passes_nothing_between_host_and_device(name: str, counted: dict[str, Any]) -> None:
     assert (counted[name]["synchronisations"], counted[name]["copies"]) == (0, 0)
 

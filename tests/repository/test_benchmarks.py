@@ -220,6 +220,20 @@ def test_the_views_program_prints_a_row_for_each_number_of_views(tmp_path: Path)
         assert re.search(shown, done.stdout, re.MULTILINE), line
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("shared_data")
+def test_the_program_of_unlabelled_pictures_has_a_line_for_each_case(tmp_path: Path) -> None:
+    run_quickly("unlabelled", tmp_path)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert [(line["method"], line["labels"], line["pictures"]) for line in figures] == [
+        ("ce", 20, 20),
+        ("kd", 20, 200),
+        ("kd", 0, 200),
+        ("kd", 20, 20),
+    ]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["methods", "inference", "epoch", "streaming"])
 def test_what_computes_is_measured_on_a_gpu_where_asked(name: str, tmp_path: Path) -> None:

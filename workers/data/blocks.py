@@ -28,7 +28,7 @@ class Decoding:
 
     Attributes:
         shape: (N, H, W, C).
-        labels_N: int64, 0..classes-1.
+        labels_N: int64, 0..classes-1, or -1 for a picture without a label.
         class_names: in label order.
         blocks: uint8 [b, H, W, C], in sample order, N in all; can be iterated once. Raises
             InvalidDataset if pictures cannot be read, naming ten at most, Stopped when asked to stop.

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from workers.events import Split
 
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# Of pictures without a label, beside class folders.
+UNLABELLED = "_unlabelled"
 EXPECTED = (
     "expected train/CLASS/*.jpg (or another picture format), test/CLASS/* and, if there is one, val/CLASS/*; or, "
     "without splits, CLASS/*.jpg"
@@ -99,8 +101,18 @@ def _nested(folder: Path, root: Path, name: str) -> Iterator[tuple[str, Path]]:
         yield from _nested(Path(entry.path), root, f"{name}/{entry.name}" if name else entry.name)
 
 
-def add_pictures(folder: Path, root: Path, found: FoundFiles, ignored: list[Path], *, nested: bool) -> int:
+def holds_pictures(folder: Path) -> bool:
+    """Whether a picture lies in a folder itself."""
+    return any(map(_is_picture, _listed(folder)))
+
+
+def add_pictures(
+    folder: Path, *, root: Path, found: FoundFiles, ignored: list[Path], nested: bool, what: str = "class folder"
+) -> int:
     """Add a class's pictures to ``found``, in order of file name, all else to ``ignored``; return how many there are.
+
+    Args:
+        what: the folder is, for messages.
 
     Raises:
         InvalidDataset: there is none.
@@ -111,7 +123,7 @@ def add_pictures(folder: Path, root: Path, found: FoundFiles, ignored: list[Path
     others = [Path(e.path) for e in entries if not _is_picture(e) and not (nested and e.is_dir())]
     if not pictures:
         raise InvalidDataset(
-            f"the class folder {folder} is empty: it holds {len(others)} files but no picture "
+            f"the {what} {folder} is empty: it holds {len(others)} files but no picture "
             f"({', '.join(PICTURE_SUFFIXES)}). Fill it, or remove the class from every split"
             + _advice_for_nested(entries, nested=nested)
         )

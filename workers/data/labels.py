@@ -1,5 +1,7 @@
 """Labels of IDX and NPZ files, all checked to be 0..classes-1, and names of their classes. Light.
 
+Those of an NPZ may be -1, see ``unlabelled``, or left out for a split.
+
 The API process asks while the client still waits: it holds a piece of them at a time, and of what a file announces it
 reads a bounded part. Decoding reads them whole when the dataset is prepared.
 
@@ -18,6 +20,7 @@ from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
 from workers.data.label_values import Classes, check_number, classes_of, distinct
 from workers.errors import InvalidDataset
 from workers.events import Split
+from workers.unlabelled import NO_LABEL, numbered
 
 Labels = NDArray[np.int64]
 Pieces = Callable[[Split], Iterable[NDArray[Any]]]
@@ -25,15 +28,23 @@ Pieces = Callable[[Split], Iterable[NDArray[Any]]]
 # ImageNet-21k has 14 million labels of 21,841 classes.
 LABELS_MAX = 1 << 25
 NAMES_MAX_BYTES = 16 << 20
+_NONE = np.empty(0, np.int64)
 
 
-def npz_classes(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> Classes:
+def npz_classes(
+    path: Path, headers: Headers, arrays: Mapping[Split, str], given: Sequence[str] | None = None
+) -> Classes:
     """Classes of an ``.npz`` whose headers fit.
 
-    Without an array ``class_names`` they are called by their labels.
+    Without an array ``class_names`` they are called by their labels. Where not all training pictures have one, classes
+    are 0, 1, ... up to the largest label of any split; there are none where nothing tells.
 
     Args:
-        arrays: the array that holds the labels of each split.
+        arrays: the array that holds the labels of each split that has some.
+        given: names that win.
+
+    Returns:
+        The names; empty where nothing tells.
 
     Raises:
         InvalidDataset: damaged, too large, no strings, fewer than two classes, or too many classes or labels.
@@ -44,8 +55,12 @@ def npz_classes(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> Cl
             raise InvalidDataset(
                 f"{path}: {array} announces {count} labels, at most {LABELS_MAX} are read: split the dataset"
             )
-    names = _named(path, headers["class_names"]) if "class_names" in headers else None
-    values, count = distinct(npz_pieces(path, arrays["train"]), path)
+    names = given
+    if names is None and "class_names" in headers:
+        names = _named(path, headers["class_names"])
+    values, count = distinct(npz_pieces(path, arrays["train"]), path) if "train" in arrays else (_NONE, 0)
+    if not len(values) or values[0] == NO_LABEL:
+        return _of_some(path, arrays, names)
     if names is None:
         check_labels(values[values < 0], int((values >= 0).sum()), f"{path}: {arrays['train']}")
         if len(values) < 2:
@@ -55,13 +70,26 @@ def npz_classes(path: Path, headers: Headers, arrays: Mapping[Split, str]) -> Cl
     return classes_of(values, names)
 
 
-def check_npz_labels(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> None:
-    """Check the labels of each split of an ``.npz``, piece by piece.
+def _of_some(path: Path, arrays: Mapping[Split, str], names: Sequence[str] | None) -> Classes:
+    """Classes of an ``.npz`` whose training pictures have no labels, or not all of them."""
+    if names is None:
+        every = [distinct(npz_pieces(path, array), path)[0] for array in arrays.values()]
+        largest = max((int(values_C[-1]) for values_C in every if len(values_C)), default=NO_LABEL)
+        if largest == 0:
+            raise InvalidDataset(f"{path}: all labels are 0; labels are 0..classes-1, with at least two classes")
+        check_number(largest + 1, path)
+        names = numbered(largest + 1)
+    return Classes(tuple(names), np.arange(len(names), dtype=np.int64))
+
+
+def check_npz_labels(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> dict[Split, int]:
+    """Check the labels of each split of an ``.npz``, piece by piece, and count those that are not -1.
 
     Raises:
-        InvalidDataset: damaged, or with labels of no class, or without a training picture of a class.
+        InvalidDataset: damaged, with labels of no class, or without a picture of a class in a training split that is
+            labelled throughout.
     """
-    check_pieces(_npz_pieces(path, classes, arrays), classes.names, _npz_places(path, arrays), path)
+    return check_pieces(_npz_pieces(path, classes, arrays), classes.names, _npz_places(path, arrays), path)
 
 
 def npz_labels(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> dict[Split, Labels]:
@@ -91,9 +119,9 @@ def idx_labels(paths: Mapping[Split, Path], names: Sequence[str]) -> dict[Split,
     return _whole(lambda split: idx_pieces(paths[split]), names, paths, paths["train"])
 
 
-def check_labels(labels_N: Labels, classes: int, where: object) -> None:
-    """Raise InvalidDataset unless all are 0..classes-1."""
-    wrong = labels_N[(labels_N < 0) | (labels_N >= classes)]
+def check_labels(labels_N: Labels, classes: int, where: object, least: int = 0) -> None:
+    """Raise InvalidDataset unless all are ``least``..classes-1."""
+    wrong = labels_N[(labels_N < least) | (labels_N >= classes)]
     if len(wrong):
         raise InvalidDataset(f"{where} holds the label {wrong[0]}; labels are 0..{classes - 1}")
 
@@ -117,8 +145,8 @@ def _whole(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], 
     return labels
 
 
-def check_pieces(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> None:
-    """Check labels 0..classes-1 of each split, piece by piece.
+def check_pieces(pieces: Pieces, names: Sequence[str], where: Mapping[Split, object], path: Path) -> dict[Split, int]:
+    """Check labels 0..classes-1, or -1, of each split, piece by piece; return how many of them are not -1.
 
     Args:
         pieces: the labels of a split.
@@ -126,16 +154,21 @@ def check_pieces(pieces: Pieces, names: Sequence[str], where: Mapping[Split, obj
         path: of the dataset.
 
     Raises:
-        InvalidDataset: others are among them, or a class has no training picture.
+        InvalidDataset: others are among them, or a class has no picture in a training split that is labelled
+            throughout.
     """
+    labelled: dict[Split, int] = {}
     for split in where:
-        has_class_N = np.zeros(len(names), dtype=bool)
+        has_class_N, samples, labelled[split] = np.zeros(len(names), dtype=bool), 0, 0
         for piece in pieces(split):
             labels_N = piece.astype(np.int64, copy=False)
-            check_labels(labels_N, len(names), where[split])
+            check_labels(labels_N, len(names), where[split], least=NO_LABEL)
+            labels_N = labels_N[labels_N >= 0]
             has_class_N[labels_N] = True
-        if split == "train":
+            samples, labelled[split] = samples + len(piece), labelled[split] + len(labels_N)
+        if split == "train" and labelled[split] == samples:
             _check_every_class(has_class_N, names, path)
+    return labelled
 
 
 def _check_every_class(has_class_N: NDArray[np.bool_], names: Sequence[str], where: Path) -> None:

@@ -14,9 +14,9 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from workers.data.row_digests import Digests, open_digests
 from workers.data.sample_ids import SampleIds, open_ids
 from workers.errors import InvalidDataset
 from workers.events import Split
+from workers.unlabelled import has_unlabelled, numbered
 
 # Of the prepared folders.
 FORMAT = 1
@@ -39,8 +40,8 @@ class Dataset(ABC):
     """One split of a prepared dataset: labels are mapped, ``take`` gives pictures. Pickles as its path.
 
     Attributes:
-        labels_N: int64 [N], 0..classes-1, mapped copy-on-write (see ``DecodedDataset``).
-        class_names: in label order.
+        labels_N: int64 [N], 0..classes-1, or -1 for none, mapped copy-on-write (see ``DecodedDataset``).
+        class_names: in label order; empty where nothing names the classes.
         fingerprint: 64 hex digits, over content and split.
         split: ``train``, ``validation`` or ``test``.
         path: the prepared folder.
@@ -72,6 +73,15 @@ class Dataset(ABC):
     @property
     def classes(self) -> int:
         return len(self.class_names)
+
+    def numbered(self, classes: int) -> Self:
+        """The same with its classes numbered, if nothing has named them; ``classes`` are the teacher's outputs."""
+        return self if self.class_names else replace(self, class_names=numbered(classes))
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether some picture has no label."""
+        return has_unlabelled(self.labels_N)
 
     @property
     def samples(self) -> int:

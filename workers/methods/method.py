@@ -107,6 +107,13 @@ class Term(Config):
         return f"loss {self.loss.kind!r}" if reads_level else None
 
     @property
+    def reads_label(self) -> str | None:
+        """Part that needs the sample's label, as a subject; None if the term is defined without one."""
+        if self.loss.needs_labels:
+            return f"loss {self.loss.kind!r}"
+        return f"policy {self.policy.kind!r}" if self.policy.reads_label else None
+
+    @property
     def part_names(self) -> tuple[str, ...]:
         """Names of the loss's parts in metrics: the term's name if there is one part, else both names."""
         parts = self.loss.active_parts
@@ -160,7 +167,30 @@ class Method(Config):
     @property
     def needs_labels(self) -> bool:
         """Whether the true class enters the total, through cross-entropy or a term."""
-        return self.ce_weight > 0 or any(term.loss.needs_labels for term in self.terms)
+        return self.ce_weight > 0 or bool(self.label_readers)
+
+    @property
+    def label_readers(self) -> tuple[str, ...]:
+        """Policies and losses of its terms that need the label of every sample; without any the terms need none."""
+        return tuple(dict.fromkeys(term.reads_label for term in self.terms if term.reads_label is not None))
+
+    @property
+    def needs_every_label(self) -> str | None:
+        """Reason why the method cannot train on a picture without a label beside others with one; None if it can."""
+        if not self.label_readers:
+            return None
+        return f"its distillation itself needs the label of every picture ({' and '.join(self.label_readers)})"
+
+    @property
+    def needs_some_label(self) -> str | None:
+        """Reason why the method cannot train where no picture has a label; None if its terms can on their own."""
+        if not self.terms:
+            return "it learns from labels alone"
+        if self.distil_epochs is not None:
+            return f"after {self.distil_epochs} epochs with the teacher it learns from labels alone"
+        if not any(term.weight for term in self.terms):
+            return "its distillation has no weight"
+        return self.needs_every_label
 
     @property
     def statistics(self) -> tuple[str, ...]:

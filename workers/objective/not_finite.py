@@ -12,6 +12,7 @@ from workers.methods.policies.usable import first_unusable
 from workers.objective.results import Summand, TermResult
 from workers.objective.statistics import Logits
 from workers.objective.view import View
+from workers.unlabelled import NO_LABEL
 
 
 def explain_not_finite(
@@ -34,7 +35,9 @@ def explain_not_finite(
             if sample is not None:
                 what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
                 return NotFinite(f"{where}{what}; {advice}", sample)
-    ce_B = [F.nll_loss(student.log_softmax_BC, labels_B, reduction="none") for student in students]
+    ce_B = [
+        F.nll_loss(student.log_softmax_BC, labels_B, ignore_index=NO_LABEL, reduction="none") for student in students
+    ]
     for part in (
         *(Summand("ce", 1.0, value_B, 1.0) for value_B in ce_B),
         *(part for term in terms for part in term.summands),

@@ -38,6 +38,7 @@ from workers.objective.not_finite import explain_not_finite
 from workers.objective.results import LossResult, Objective, SoftenedKl, Summand, TermResult
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
 from workers.objective.view import View, check_cache_statistics, check_view
+from workers.unlabelled import NO_LABEL
 
 
 def objective(
@@ -53,6 +54,7 @@ def objective(
     learned: Mapping[str, Tensor] | None = None,
     cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
     label_smoothing: float = 0.0,
+    some_unlabelled: bool = False,
     check: bool = True,
 ) -> Objective:
     """``objective_of`` a first view, given by its parts as in ``View``, and of a second for a method of two."""
@@ -68,6 +70,7 @@ def objective(
         learned=learned,
         cache_statistics=cache_statistics,
         label_smoothing=label_smoothing,
+        some_unlabelled=some_unlabelled,
         check=check,
     )
 
@@ -82,6 +85,7 @@ def objective_of(
     learned: Mapping[str, Tensor] | None = None,
     cache_statistics: Mapping[CacheStatistic, Tensor] = MappingProxyType({}),
     label_smoothing: float = 0.0,
+    some_unlabelled: bool = False,
     check: bool = True,
 ) -> Objective:
     """The method's loss of one batch.
@@ -89,13 +93,16 @@ def objective_of(
     Args:
         method: what to compute.
         views: of the same samples, at least ``method.views``; more are not looked at.
-        labels_B: true classes, int64.
+        labels_B: true classes, int64; -1 for a row without one, where ``some_unlabelled``.
         epoch: counted from 1; the warm-up reads it.
         epochs: of the whole run; only expressions read it.
         learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
         cache_statistics: values of at least ``method.cache_statistics``; those of samples are of this batch's, [B].
             ``statistics.batch_as_cache`` makes them for a teacher that is run live.
         label_smoothing: of the cross-entropy alone.
+        some_unlabelled: rows of the data may have no label: the cross-entropy is the mean over the batch's rows with
+            one, and 0 where there are none; the terms are of all rows. A method whose terms need the label is not for
+            such data, see ``Method.needs_every_label``.
         check: whether to look at the values, which waits for the device. If not, one of ``Objective.watched`` is NaN or
             infinite wherever a check would raise ``NotFinite``: whoever takes a step by it looks first, on the device,
             and calls again with a check to learn why.
@@ -119,7 +126,8 @@ def objective_of(
     dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
     with _without_autocast(first_BC.device.type):
         students = [Logits(view.student_logits_BC.to(dtype), dtype, SharedTeacherTerms()) for view in views]
-        ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing) for student in students])
+        labelled = (labels_B >= 0).sum() if some_unlabelled else None
+        ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing, labelled) for student in students])
         ce_factor, scale = method.factors(epoch)
         teachers = [
             Logits(view.teacher_logits_BC.detach(), dtype, view.known, cache_statistics)
@@ -151,6 +159,7 @@ def objective_of(
         watched=watched,
         inside=_domains(method, terms),
         paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
+        labelled_share=None if labelled is None else labelled / len(labels_B),
     )
 
 
@@ -240,8 +249,18 @@ def _values(
     return values
 
 
-def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float) -> Tensor:
-    """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: []."""
+def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float, labelled: Tensor | None) -> Tensor:
+    """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: [].
+
+    Args:
+        labelled: int64 [], rows with a label, over which the mean is; None if all have one.
+    """
+    if labelled is not None:
+        total: Tensor = F.nll_loss(student.log_softmax_BC, labels_B, ignore_index=NO_LABEL, reduction="sum")
+        if label_smoothing > 0.0:
+            over_classes_B = student.log_softmax_BC.mean(dim=1) * (labels_B >= 0)
+            total = torch.lerp(total, -over_classes_B.sum(), label_smoothing)
+        return total / labelled.clamp(min=1)
     ce: Tensor = F.nll_loss(student.log_softmax_BC, labels_B)
     return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
 

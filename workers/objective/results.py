@@ -97,6 +97,7 @@ class Objective:
             number if it is one for every batch of the epoch; None for a method without terms.
         teacher_temperature: likewise; the mean over classes where the label's class has its own.
         paper_temperature: likewise, the T of the method's paper, of both networks; None where it is what divides.
+        labelled_share: share of rows with a label, []; None where all data are labelled.
         watched: [] each, detached: all finite, unless a check would raise; the total is the first.
         inside: boolean [B, 1] for each set of rows that some of the policies are defined for, see ``Policy.domain``.
     """
@@ -110,6 +111,7 @@ class Objective:
     watched: Sequence[Tensor]
     inside: Sequence[Tensor] = ()
     paper_temperature: Tensor | float | None = None
+    labelled_share: Tensor | None = None
 
     @property
     def inside_share(self) -> Tensor | None:

@@ -14,6 +14,7 @@ from workers.data import prepared
 from workers.events import Split
 from workers.measures import Measured, Measures, class_document, confusion_cells
 from workers.teacher.cache_plan import CachePlan
+from workers.unlabelled import count_labelled, has_unlabelled
 
 # Logits that are looked at together when they are counted: 4 MiB of float32.
 _ACCURACY_CELLS = 1 << 20
@@ -24,7 +25,7 @@ class MeasuredTeacher:
     """Accuracy and metrics of a teacher's cached logits.
 
     Attributes:
-        accuracy: top-1 of each split that is measured and of the training views.
+        accuracy: top-1 of each split that is measured and of the training views, over the rows with a label.
         metrics: of each split that is measured, ``validation`` and ``test``, as a document: ``rows``, ``top1``,
             ``top5``, ``nll``, ``ece`` and ``class_document``.
     """
@@ -41,7 +42,8 @@ def measure_teacher(plan: CachePlan, folders: Folders) -> MeasuredTeacher:
     for split, spec in caches.items():
         if spec is not None:
             measured, predicted_N, labels_N = _measured(spec, folders)
-            top1[split] = measured.top1
+            if measured.top1 is not None:
+                top1[split] = measured.top1
             metrics[split] = {
                 "rows": measured.rows,
                 "top1": measured.top1,
@@ -58,14 +60,15 @@ def measure_teacher(plan: CachePlan, folders: Folders) -> MeasuredTeacher:
     return MeasuredTeacher(accuracy, metrics)
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: float | None) -> float | None:
     """Replace by None what JSON cannot hold: the NLL of a label that a softmax in the graph rules out."""
-    return value if math.isfinite(value) else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _measured(spec: CacheSpec, folders: Folders) -> tuple[Measured, NDArray[np.int64], NDArray[np.int64]]:
     """(measures, predicted classes [N], labels [N]) of a cache of one view."""
-    sums, labels_N = Measures(torch.device("cpu")), _labels(spec, folders)
+    labels_N = _labels(spec, folders)
+    sums = Measures(torch.device("cpu"), some_unlabelled=has_unlabelled(labels_N))
     predicted = []
     for start, logits_BC in _blocks(spec, folders):
         labels_B = torch.from_numpy(labels_N[start : start + len(logits_BC)])
@@ -73,12 +76,15 @@ def _measured(spec: CacheSpec, folders: Folders) -> tuple[Measured, NDArray[np.i
     return Measured.of(sums.totals, spec.samples), np.concatenate(predicted), labels_N
 
 
-def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float:
-    """Accuracy over all views of a cache."""
+def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float | None:
+    """Accuracy over all views of a cache, of the rows that have a label; None where none has."""
     labels_N, hits = _labels(spec, folders), 0
+    labelled = count_labelled(labels_N)
+    if not labelled:
+        return None
     for start, logits_BC in _blocks(spec, folders):
         hits += int((logits_BC.argmax(axis=1) == labels_N[start : start + len(logits_BC)]).sum())
-    return hits / (spec.views * spec.samples)
+    return hits / (spec.views * labelled)
 
 
 def _labels(spec: CacheSpec, folders: Folders) -> NDArray[np.int64]:

@@ -39,7 +39,7 @@ def check_lossy_encoding(
     """Log the cosine of every method's gradient on this cache.
 
     Args:
-        labels_R: of the reference's rows, int64.
+        labels_R: of the reference's rows, int64; -1 for one without.
 
     Raises:
         LossyCache: one is below ``BAR``, and that is not allowed.
@@ -111,6 +111,7 @@ def _gradients(
     statistics = {name: torch.from_numpy(values_R) for name, values_R in reference.statistics.items()}
     # The first rows stand for the whole cache, which is not there yet.
     over_cache = batch_as_cache(method.cache_statistics, logits_RC)
+    some_unlabelled = bool((labels_R < 0).any())
     for start in range(0, len(labels_R), BATCH):
         rows = slice(start, start + BATCH)
         given = [z_RC[rows].requires_grad_() for z_RC in students]
@@ -125,6 +126,7 @@ def _gradients(
             epochs=epochs,
             learned=learned,
             cache_statistics={each: x[rows] if each.is_per_sample else x for each, x in over_cache.items()},
+            some_unlabelled=some_unlabelled,
         ).total
         gradients = torch.autograd.grad(total, given, materialize_grads=True)
         yield torch.cat(gradients, dim=1)

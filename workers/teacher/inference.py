@@ -182,6 +182,9 @@ def infer_blocks(
             progress.inferred += batch.stop - batch.start
             if batch.is_last:
                 labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
+                if (labels_R < 0).any():
+                    # A sparse cache keeps the label's logit; where there is none, that of the class that is taken.
+                    labels_R = np.where(labels_R < 0, logits_RN.argmax(axis=1), labels_R)
                 commit = functools.partial(writer.write_block, origin=teacher.provenance)
                 commits.append(committer.submit(commit, batch.block, logits_RN, labels_R))
             while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):

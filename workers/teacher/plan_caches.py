@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec, thumbnail_warnings
 from workers.config.job import JobSpec
+from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
@@ -72,6 +73,8 @@ def plan_caches(
     source = examine(job.dataset, folders.data_root)
     splits = job.splits(source.splits)
     _warn(source.notes, emit)
+    check_labels(job, source.samples, source.labelled_samples)
+    _warn(label_warnings(job, source.samples, source.labelled_samples), emit)
     data = prepare_data(job.dataset, folders, emit, should_stop, splits=splits, holdout=job.validation)
     _warn(overlap_warnings(data), emit)
     if "test" not in data:
@@ -98,6 +101,7 @@ def plan_caches(
     )
     check_levels(job, report, emit)
     check_encoding(job.cache.encoding, report.classes)
+    _warn(class_warnings(source.classes or len(train.class_names), report.classes), emit)
     # The output's name is part of a cache's identity; from here on it is always given.
     teacher = teacher.model_copy(update={"output": report.output})
     known = KnownTeacher(
@@ -233,7 +237,7 @@ def run_recorded_preflight(
         on_views = _read_record(record, ViewsReport)
         if on_views is None:
             on_views = check_views(session(), dataset, views, report)
-            forwards += on_views.rows
+            forwards += on_views.forwards
             _write_record(record, on_views)
     if forwards:
         _warn(session().warnings, emit)
@@ -265,6 +269,9 @@ def _checked(
         accuracy=report.accuracy,
         views_accuracy=on_views.accuracy if on_views else None,
         chance=report.chance,
+        labelled=report.labelled,
+        entropy=None if report.without_labels is None else report.without_labels.entropy,
+        agreement=None if report.without_labels is None else report.without_labels.agreement,
         output_kind=report.output_kind,
         provider=session.provider,
         provider_reason=session.provider_reason,

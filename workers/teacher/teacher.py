@@ -172,7 +172,7 @@ class Teacher:
 
     def preprocess_views(
         self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters
-    ) -> NDArray[np.floating]:
+    ) -> NDArray[np.number]:
         """The network's input for views of uint8 pictures [B, H, W, C], see ``preprocess.fit_views``.
 
         Raises:
@@ -180,7 +180,7 @@ class Teacher:
         """
         return self._input(fit_views(torch.as_tensor(images_BHWC), recipe, parameters, self.preprocessing))
 
-    def _input(self, fitted_BHWC: torch.Tensor, preprocessing: Preprocessing | None = None) -> NDArray[np.floating]:
+    def _input(self, fitted_BHWC: torch.Tensor, preprocessing: Preprocessing | None = None) -> NDArray[np.number]:
         return network_input(fitted_BHWC, preprocessing or self.preprocessing, self.graph, self._empty)
 
     def _empty(self, shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:

@@ -102,7 +102,7 @@ def check_parity(
         )
     _check_method(method, spec, epoch)
     teacher = _open_teacher(folders, spec, threads)
-    dataset = open_prepared(folders.datasets, spec.dataset_fingerprint)
+    dataset = open_prepared(folders.datasets, spec.dataset_fingerprint).numbered(spec.classes)
     plan = Views.model_validate(
         {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
     )
@@ -227,6 +227,7 @@ class _StudentInTraining:
             epochs=max(epoch, Training().epochs),
             learned=self._learned,
             cache_statistics=of_batch,
+            some_unlabelled=batch.some_unlabelled,
         )
         gradients = torch.autograd.grad(outcome.total, self._parameters, retain_graph=True, materialize_grads=True)
         return _StudentStep(float(outcome.total.detach()), gradients)

@@ -49,6 +49,7 @@ class TrainingBatch:
         labels: int64 [B], on the training device.
         views: one view of them, or two for a method that compares two.
         local_slice: which of the B rows have pictures here: all, unless several processes share the batch.
+        some_unlabelled: rows of the split may have no label, which is -1.
     """
 
     rows: Tensor
@@ -56,6 +57,7 @@ class TrainingBatch:
     labels: Tensor
     views: tuple[ViewBatch, ...]
     local_slice: slice
+    some_unlabelled: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from workers.training.temperatures import EpochTemperatures, NetworkTemperatures
 _SIDES = ("student", "teacher")
 # Share of rows in the domain of the method's policies; what metrics show is its complement, which costs a step more.
 _INSIDE = "inside_domain"
+# Share of rows with a label, where some have none, and the means that are over those rows.
+_LABELLED, _OF_LABELLED = "labelled", ("train_ce", "train_accuracy")
 _VARIANCE = "_temperature_variance"
 # On a CPU so many steps are added in a row: each takes a tenth of what it takes between the arithmetic of two steps,
 # which drives this code out of the processor's caches. They are added in the same order, so the sums are the same.
@@ -116,6 +118,7 @@ class EpochSums:
 
     def _add(self, step: "_Step") -> None:
         outcome = step.outcome
+        # A row without a label, -1, is never correct.
         correct_B = step.logits_BC.argmax(1) == step.labels_B
         rows = len(correct_B)
         # A client names terms: what is the loop's own comes last, and so keeps its name.
@@ -124,6 +127,9 @@ class EpochSums:
             "train_loss": outcome.total,
             "train_accuracy": correct_B.mean(dtype=torch.float32),
         }
+        if (share := outcome.labelled_share) is not None:
+            # Sums over the labelled rows alone, as the accuracy's is.
+            values |= {_OF_LABELLED[0]: values[_OF_LABELLED[0]] * share, _LABELLED: share}
         if (inside := outcome.inside_share) is not None:
             values[_INSIDE] = inside
         given = {
@@ -170,6 +176,8 @@ class EpochSums:
         means: dict[str, float | None] = {
             name: value / rows for name, value in sums.items() if name.startswith("train_")
         }
+        if _LABELLED in sums:
+            means |= {name: sums[name] / sums[_LABELLED] if sums[_LABELLED] else None for name in _OF_LABELLED}
         if _INSIDE in sums:
             means["outside_domain"] = 1.0 - sums[_INSIDE] / rows
         means |= {f"{side}_temperature_{of}": None for side in _SIDES for of in ("mean", "std")}

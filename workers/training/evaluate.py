@@ -26,7 +26,7 @@ class EvaluatedSplit:
     Attributes:
         logits_NC: less their row's largest, as ``KeptLogits`` has them, in the split's order, on the host.
         predicted_N: int64, the class of the largest probability.
-        labels_N: int64.
+        labels_N: int64; -1 for a row without.
     """
 
     measured: Measured
@@ -58,7 +58,7 @@ def evaluate_splits(
 
     Returns:
         ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them, those of the
-        validation split as ``validation_NAME``; the last two are None without a teacher.
+        validation split as ``validation_NAME``; the last two are None without a teacher, the others without a label.
     """
     metrics: dict[str, float | None] = {}
     for (split, feed), (weights, forward) in itertools.product(feeds.items(), forwards.items()):
@@ -93,7 +93,7 @@ def _measure(
     replicas: Replicas,
     kept: KeptLogits | None = None,
 ) -> Measured:
-    sums = Measures(feed.device)
+    sums = Measures(feed.device, some_unlabelled=feed.some_unlabelled)
     for batch in feed.batches():
         (seen,) = batch.views
         logits_BC = forward(to_input(seen.images, preprocessing, channels_last=True)).float()

@@ -40,6 +40,7 @@ class EvaluationFeed:
         self._batch_size = batch_size
         self._share = share
         self.samples = len(dataset.labels_N)
+        self.some_unlabelled = dataset.has_unlabelled
         self.has_teacher = reader is not None
 
     def batches(self) -> Iterator[TrainingBatch]:

@@ -33,7 +33,7 @@ class FinalEvaluation:
 
     Attributes:
         documents: ``evaluation`` of result.json, by split.
-        calibration: ``calibration`` of result.json; None without a validation split.
+        calibration: ``calibration`` of result.json; None without a labelled validation split.
         whole: ``evaluation.json`` without its head, by split.
         tensors: ``logits.safetensors``: of each split its logits less the row's largest [N, C], as ``KeptLogits`` has
             them, and ``SPLIT_labels``, int64 [N]; rows in the split's order.
@@ -46,7 +46,7 @@ class FinalEvaluation:
 
     @property
     def temperature(self) -> float | None:
-        """The fitted temperature; None without a validation split."""
+        """The fitted temperature; None without a labelled validation split."""
         return None if self.calibration is None else float(self.calibration["temperature"])
 
     def state(self) -> dict[str, object]:
@@ -68,10 +68,13 @@ def final_evaluation(splits: Mapping[Split, EvaluatedSplit], *, keep_logits: boo
     """
     validation = splits.get("validation")
     fitted = None
-    if validation is not None:
+    if validation is not None and validation.measured.labelled:
+        logits_NC, labels_N = validation.logits_NC, validation.labels_N
+        if validation.measured.labelled < validation.measured.rows:
+            logits_NC, labels_N = logits_NC[labels_N >= 0], labels_N[labels_N >= 0]
         # A temperature is one number: so many logits fix it, and a whole split of many classes would take minutes.
-        stride = -(-validation.logits_NC.numel() // _FITTED_CELLS)
-        fitted = fit_temperature(validation.logits_NC[::stride], validation.labels_N[::stride])
+        stride = -(-logits_NC.numel() // _FITTED_CELLS)
+        fitted = fit_temperature(logits_NC[::stride], labels_N[::stride])
     calibrated = {} if fitted is None else {split: _calibrated(found, fitted) for split, found in splits.items()}
     documents: dict[str, dict[str, Any]] = {}
     whole: dict[str, dict[str, Any]] = {}
@@ -122,6 +125,7 @@ def _figures(measured: Measured, *, has_teacher: bool) -> dict[str, object]:
         "ece": measured.ece,
         "kl": measured.kl if has_teacher else None,
         "agreement": measured.agreement if has_teacher else None,
+        **({} if measured.labelled == measured.rows else {"labelled": measured.labelled}),
     }
 
 
@@ -129,7 +133,7 @@ def _calibrated(found: EvaluatedSplit, fitted: FittedTemperature) -> Measured:
     return measure(found.logits_NC, found.labels_N, fitted.temperature)
 
 
-def _change(before: Measured, after: Measured) -> dict[str, dict[str, float]]:
+def _change(before: Measured, after: Measured) -> dict[str, dict[str, float | None]]:
     return {
         "nll": {"before": before.nll, "after": after.nll},
         "ece": {"before": before.ece, "after": after.ece},

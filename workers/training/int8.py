@@ -19,6 +19,7 @@ from workers.errors import InvalidTeacher, OutOfMemory
 from workers.onnx.quantization import QuantizationFailed, quantize
 from workers.run_files import INT8, ONNX
 from workers.teacher.teacher import Teacher
+from workers.unlabelled import count_labelled
 
 # Activations of so many pictures are in memory at once, of every tensor of the graph while it is calibrated.
 _ROWS, _PIXELS = 64, 64 * 64
@@ -52,8 +53,8 @@ def leave_int8(folder: Path, options: Int8, inputs: Int8Inputs) -> dict[str, obj
     Returns:
         The part of result.json: ``kept``; ``refused``, why it is not, or None; ``max_drop``, ``calibration_pictures``;
         ``bytes`` of the int8 file and ``bytes_float``; and for each split ``top1``, ``top1_float``, ``agreement``
-        (share of rows on which both choose the same class) and ``rows``. Without ``bytes`` and splits if ONNX Runtime
-        cannot quantise the student.
+        (share of rows on which both choose the same class) and ``rows``; top-1 where the split has labels. Without
+        ``bytes`` and splits if ONNX Runtime cannot quantise the student.
 
     Raises:
         What ``heed`` raises; DiskLow, OSError.
@@ -112,8 +113,9 @@ def _compare(folder: Path, dataset: Dataset, inputs: Int8Inputs) -> dict[str, fl
         right_float += int((chosen_float_B == labels_B).sum())
         agreeing += int((chosen_B == chosen_float_B).sum())
         seen += len(images)
-    counts = {"top1": right, "top1_float": right_float, "agreement": agreeing}
-    return {**{name: count / seen for name, count in counts.items()}, "rows": seen}
+    labelled = count_labelled(labels_N)
+    top1 = {"top1": right / labelled, "top1_float": right_float / labelled} if labelled else {}
+    return {**top1, "agreement": agreeing / seen, "rows": seen}
 
 
 def _pictures(dataset: Dataset, rows_N: NDArray[np.int64], inputs: Int8Inputs) -> Iterator[NDArray[np.uint8]]:

@@ -233,6 +233,7 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
             learned=run_state.learned,
             cache_statistics=_of_rows(run_state.cache_statistics, batch.device_rows),
             label_smoothing=training.label_smoothing,
+            some_unlabelled=batch.some_unlabelled,
             check=check,
         )
 

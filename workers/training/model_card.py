@@ -10,6 +10,8 @@ from workers.config.task import Origin
 from workers.texts import printable
 
 _UNKNOWN = "TO BE FILLED IN"
+# Shown beside them where a split has no labels.
+_OF_TEACHER = {"agreement": "agreement with the teacher", "kl": "KL to the teacher"}
 _FIGURES = {"top1": "accuracy", "top5": "top-5 accuracy", "nll": "negative log-likelihood", "ece": "ECE, 15 bins"}
 _LOAD_TIMM = """```python
 import timm
@@ -91,7 +93,8 @@ def _figures(result: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
 
 def _figure_table(figures: Mapping[str, Mapping[str, object]]) -> str:
     lines = ["| figure | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
-    for name, title in _FIGURES.items():
+    is_labelled = all(metrics.get("top1") is not None for metrics in figures.values())
+    for name, title in (_FIGURES if is_labelled else _FIGURES | _OF_TEACHER).items():
         values = [metrics.get(name) for metrics in figures.values()]
         shown = [f"{value:.4f}" if isinstance(value, float) else "" for value in values]
         lines.append(f"| {title} | " + " | ".join(shown) + " |")

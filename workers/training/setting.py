@@ -91,9 +91,11 @@ def _setting_of(handles: Sequence[RunHandle], emit: Callable[[Log], None]) -> Se
     task = tasks[0]
     device, no_graph = _choose_device(task, emit)
     torch.set_num_threads(task.threads)
-    train = open_prepared(task.folders.datasets, task.train_fingerprint)
+    # Of classes that nothing names, the teacher tells the number.
+    outputs = 0 if task.train_cache is None else task.train_cache.classes
+    train = open_prepared(task.folders.datasets, task.train_fingerprint).numbered(outputs)
     measured = {
-        split: (open_prepared(task.folders.datasets, fingerprint), cache)
+        split: (open_prepared(task.folders.datasets, fingerprint).numbered(outputs), cache)
         for split, fingerprint, cache in _measured_splits(task)
     }
     size = output_size(task.views.augmentation, train.height, train.width)

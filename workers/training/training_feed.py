@@ -143,6 +143,7 @@ class TrainingFeed:
         self._batch_size = batch_size
         self._seed = seed
         self._share = share
+        self._some_unlabelled = dataset.has_unlabelled
         self._fetching: Generator[tuple[Tensor, ...], None, None] | None = None
         self.steps = count_steps(self.samples, batch_size, drop_last=drop_last)
         self.batches_at_once = 1
@@ -241,8 +242,8 @@ class TrainingFeed:
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
             seen.append(ViewBatch(of_view, logits_BC, statistics))
-        rows = torch.from_numpy(inputs.rows)
-        return TrainingBatch(rows, rows_B, labels_B, tuple(seen), local_slice=local_slice)
+        rows, unlabelled = torch.from_numpy(inputs.rows), self._some_unlabelled
+        return TrainingBatch(rows, rows_B, labels_B, tuple(seen), local_slice=local_slice, some_unlabelled=unlabelled)
 
     def close(self) -> None:
         """End the thread and the worker processes that fetch ahead, if there are any."""

@@ -176,7 +176,7 @@ def show_rows(sources: Sources, query: Query, chosen: Chosen, given: MethodRowTe
         GalleryRow(
             row=row,
             value=float(chosen.values_K[place]),
-            label=None if labels_N is None else int(labels_N[row]),
+            label=None if labels_N is None or labels_N[row] < 0 else int(labels_N[row]),
             sample_id=None if sources.opened is None else sample_id(sources.opened, row),
             picture=None if sources.opened is None else _picture(sources, query, row),
             teacher=teacher[place],

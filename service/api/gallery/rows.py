@@ -13,6 +13,7 @@ from service.api.gallery.kept_logits import CELLS, KeptLogits, parts
 from service.errors import Conflict
 from store import CacheReader
 from workers.methods.preview_report import lowest
+from workers.unlabelled import has_unlabelled
 
 Rows = npt.NDArray[np.intp]
 Float32 = npt.NDArray[np.float32]
@@ -58,11 +59,11 @@ def by_mistake(reader: CacheReader, view: int, labels_N: npt.NDArray[np.int64], 
     for start in range(0, min(bound, spec.samples), step):
         rows_B = order_N[start : start + step]
         predicted_B = reader.gather(view, rows_B).argmax(axis=1)
-        found.append(rows_B[predicted_B != labels_N[rows_B]])
+        found.append(rows_B[(predicted_B != labels_N[rows_B]) & (labels_N[rows_B] >= 0)])
         if sum(map(len, found)) >= limit:
             break
     rows_K = np.concatenate(found)[:limit]
-    notes = []
+    notes = ["rows without a label are left out"] if has_unlabelled(labels_N) else []
     if len(rows_K) < limit and bound < spec.samples:
         notes.append(f"only the {bound} rows of which the teacher is most confident were looked at")
     return Chosen(rows_K, np.exp(log_confidence_N[rows_K].astype(np.float64)), tuple(notes))

@@ -18,6 +18,7 @@ from workers.data.kinds.base import SPLITS
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidDataset
 from workers.texts import storable
+from workers.unlabelled import class_name, count_classes
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -86,7 +87,7 @@ def sample_id(opened: Dataset, row: int) -> str | None:
 
 def show_split(opened: Dataset) -> Split:
     """Document of a split, with the pictures of each class counted."""
-    counts = np.bincount(np.asarray(opened.labels_N), minlength=opened.classes).tolist()
+    counts = count_classes(opened.labels_N, opened.classes).tolist()
     return Split(
         split=opened.split,
         fingerprint=opened.fingerprint,
@@ -94,6 +95,7 @@ def show_split(opened: Dataset) -> Split:
         height=opened.height,
         width=opened.width,
         channels=opened.channels,
+        unlabelled=opened.samples - sum(counts),
         classes=[
             SplitClass(label=label, name=name, samples=count)
             for label, (name, count) in enumerate(zip(opened.class_names, counts, strict=True))
@@ -102,7 +104,11 @@ def show_split(opened: Dataset) -> Split:
 
 
 def list_pictures(opened: Dataset, label: int | None, after: int, limit: int) -> tuple[list[PictureRow], bool]:
-    """Pictures of a split after row ``after`` (-1 for all), of one class or of all; and whether there are more."""
+    """Pictures of a split after row ``after`` (-1 for all), of one class or of all; and whether there are more.
+
+    Args:
+        label: of the class, or ``NO_LABEL`` for the pictures without one.
+    """
     labels_N = np.asarray(opened.labels_N)
     rows = np.arange(opened.samples) if label is None else np.flatnonzero(labels_N == label)
     first = int(np.searchsorted(rows, after, side="right"))
@@ -110,8 +116,8 @@ def list_pictures(opened: Dataset, label: int | None, after: int, limit: int) ->
     shown = [
         PictureRow(
             row=row,
-            label=int(labels_N[row]),
-            class_name=opened.class_names[labels_N[row]],
+            label=None if labels_N[row] < 0 else int(labels_N[row]),
+            class_name=class_name(opened.class_names, int(labels_N[row])),
             sample_id=sample_id(opened, row),
             picture=picture_path(opened.fingerprint, opened.split, row),
         )

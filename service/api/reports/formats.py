@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from service.api.reports.without_labels import group_cells, group_headers, run_columns, unlabelled_splits
 from service.api.schemas.reports import (
     ClassAccuracy,
     Difference,
@@ -26,7 +27,7 @@ from workers.texts import cell, printable
 Grouping = Literal["runs", "seeds"]
 MEDIA_TYPES = {"csv": "text/csv", "markdown": "text/markdown", "latex": "application/x-latex"}
 EXTENSIONS = {"csv": "csv", "markdown": "md", "latex": "tex"}
-_ESTIMATES = ("top1", "top5", "nll", "ece", "nll_calibrated", "ece_calibrated", "agreement")
+_ESTIMATES = ("top1", "top5", "nll", "ece", "nll_calibrated", "ece_calibrated", "agreement", "kl")
 _SPLITS = ("validation", "test")
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~:@$])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -124,6 +125,8 @@ def runs_table(rows: Sequence[ReportRow]) -> Table:
     headers = ["student", "method", "state", "seed"]
     headers += ["top-1 validation"] if has_validation else []
     headers += ["top-1", "top-5", "NLL", "ECE", "agreement", "seconds"]
+    more = run_columns(rows)
+    headers += [header for header, _, _ in more]
     lines = [
         [
             row.student,
@@ -137,6 +140,10 @@ def runs_table(rows: Sequence[ReportRow]) -> Table:
             _percent(row.ece),
             _percent(row.agreement),
             _number(row.seconds, 1),
+            *(
+                _percent(getattr(row, field)) if factor != 1 else _number(getattr(row, field))
+                for _, field, factor in more
+            ),
         ]
         for row in rows
     ]
@@ -164,10 +171,13 @@ def groups_table(
         headers += [f"{name} {split}" for name in ("top-1", "top-5", "NLL", "ECE")]
         headers += [f"difference {split} [{100 * confidence:g} %]", *([f"McNemar {split}"] if is_tested else [])]
         headers += [f"best class {split}", f"worst class {split}"]
+    unlabelled = unlabelled_splits(groups, splits)
+    headers += group_headers(unlabelled)
     lines = []
     for job_id, teacher in teachers.items():
         if len(teachers) == 1 or named:
             lines.append([*([job_id] if named else []), "teacher", "", "", *_teacher_cells(teacher, splits, is_tested)])
+            lines[-1] += [""] * len(group_headers(unlabelled))
         lines += [
             [
                 *([job_id] if named else []),
@@ -175,6 +185,7 @@ def groups_table(
                 group.method,
                 str(len(group.seeds)),
                 *_cells(group, splits, is_tested),
+                *group_cells(group, unlabelled, _spread),
             ]
             for group in groups
             if group.job_id == job_id

@@ -23,7 +23,7 @@ from service.db.states import State
 from service.errors import InvalidRequest
 from workers.texts import listed
 
-_ESTIMATED = ("top1", "top5", "nll", "ece", "nll_calibrated", "ece_calibrated", "agreement")
+_ESTIMATED = ("top1", "top5", "nll", "ece", "nll_calibrated", "ece_calibrated", "agreement", "kl")
 # Job, student, method.
 GroupKey = tuple[str, str, str]
 

@@ -50,6 +50,8 @@ def report_row(run: ReportedRun) -> ReportRow:
         nll_calibrated=test["nll_calibrated"],
         ece_calibrated=test["ece_calibrated"],
         views_seen=result.get("views_seen"),
+        validation_agreement=last.get("validation_agreement"),
+        validation_kl_to_teacher=last.get("validation_kl_to_teacher"),
     )
 
 
@@ -66,18 +68,19 @@ def figures(run: ReportedRun, split: Split) -> dict[str, Any]:
     """Figures of the weights that leave, on one split, null where they are not known.
 
     Returns:
-        ``top1``, ``top5`` (0..1), ``nll`` (nats), ``ece``, ``agreement``, ``nll_calibrated``, ``ece_calibrated`` and
-        ``per_class`` (accuracies). Without an evaluation of the weights that leave, those of their epoch.
+        ``top1``, ``top5`` (0..1), ``nll`` (nats), ``ece``, ``agreement``, ``kl`` (nats), ``nll_calibrated``,
+        ``ece_calibrated`` and ``per_class`` (accuracies). Without an evaluation of the weights that leave, those of
+        their epoch.
     """
     result: _Json = run.result or {}
     if (evaluation := result.get("evaluation")) is not None:
         found: _Json = evaluation.get(split) or {}
-        known = {name: found.get(name) for name in _EVALUATED}
+        known = {name: found.get(name) for name in (*_EVALUATED, "kl")}
     else:
         best = result.get("best") if result.get("selected") == "best" else None
         line: _Json = best or result.get("last") or run.metrics or {}
         found, prefix = {}, _PREFIX[split]
-        known = {name: line.get(prefix + name) for name in _EVALUATED}
+        known = {name: line.get(prefix + name) for name in _EVALUATED} | {"kl": line.get(f"{prefix}kl_to_teacher")}
     calibration: _Json = result.get("calibration") or {}
     calibrated: _Json = (calibration if split == "validation" else calibration.get("test")) or {}
     for name in ("nll", "ece"):

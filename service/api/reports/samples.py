@@ -31,7 +31,7 @@ class Predictions:
 
     Attributes:
         labels_sha256: of the labels; the labels of a thousand runs would fill the memory.
-        correct_N: bool [rows]; of equal logits the first class counts. They were rounded to float16.
+        correct_N: bool [labelled rows]; of equal logits the first class counts. They were rounded to float16.
     """
 
     labels_sha256: str
@@ -92,6 +92,8 @@ def _tests(
                 f"{baseline.id} and {run.id} have kept logits of different {split} rows ({len(one.correct_N)} and "
                 f"{len(other.correct_N)}, with other labels): rows cannot be paired; ask without paired=samples"
             )
+        if not len(one.correct_N):
+            continue
         only_baseline, only_method = statistics.discordant(one.correct_N, other.correct_N)
         yield (
             split,
@@ -133,7 +135,10 @@ def _correct(
     logits: Any,  # noqa: ANN401  # a slice of safetensors, which has no types
     labels_N: npt.NDArray[np.int64],
 ) -> npt.NDArray[np.bool_]:
-    """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels."""
+    """Compare the largest of each row's logits [rows, classes], a slice of a file, with the labels.
+
+    Only of the rows that have a label.
+    """
     shape, dtype = logits.get_shape(), logits.get_dtype()
     are_labels = labels_N.dtype.kind == "i" and labels_N.shape == tuple(shape[:1])
     if len(shape) != 2 or dtype not in ("F16", "F32") or not are_labels:
@@ -145,4 +150,4 @@ def _correct(
     for start in range(0, shape[0], step):
         end = min(start + step, shape[0])
         parts.append(logits[start:end].astype(np.float32).argmax(axis=1) == labels_N[start:end])
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.bool_)
+    return np.concatenate(parts)[labels_N >= 0] if parts else np.zeros(0, dtype=np.bool_)

@@ -57,7 +57,7 @@ def create_dataset(
             id=new_id("ds"),
             name=request.name,
             spec=request.spec.model_dump(mode="json"),
-            classes=source.classes,
+            classes=source.classes or None,
             samples=dict(source.samples),
         )
     )

@@ -79,7 +79,9 @@ def list_rows(
     dataset: DatasetKey,
     ctx: Ctx,
     split: Annotated[SplitName | None, Query(description="may be left out where there is only one")] = None,
-    label: Annotated[int | None, Query(alias="class", ge=0, le=ROWS_MAX, description="label of a class")] = None,
+    label: Annotated[
+        int | None, Query(alias="class", ge=-1, le=ROWS_MAX, description="label of a class; -1 for none")
+    ] = None,
     after: Annotated[int | None, Query(ge=0, le=ROWS_MAX, description="the `last_id` of the page before")] = None,
     limit: Limit = PAGE_DEFAULT,
 ) -> Page[PictureRow]:

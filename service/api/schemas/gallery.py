@@ -38,7 +38,9 @@ class GalleryRow(Document):
 
     row: int
     value: float = Field(description="by which rows are ordered, see `measure`")
-    label: int | None = Field(description="null where neither the decoded dataset nor the run has it any more")
+    label: int | None = Field(
+        description="null for a picture without one, and where neither the decoded dataset nor the run has it any more"
+    )
     sample_id: str | None = Field(description="its file below the dataset's folder, or a key; null where not known")
     picture: str | None = Field(
         description="path of its PNG, of the view where the split is augmented; null where the decoded copy is gone"

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_val
 from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.costs import Cost, Eta
 from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
+from service.api.schemas.labels import LabelsPreview
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.api.schemas.webhooks import WebhookDelivery, WebhookRequest
@@ -170,6 +171,7 @@ class JobPreview(Document):
     runs: list[PlannedRun]
     views: ViewSizes
     classes: PlannedClasses | None = Field(description="null where only decoding tells the dataset's class names")
+    labels: LabelsPreview
     warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
     cost: Cost
 

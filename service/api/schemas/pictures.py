@@ -25,7 +25,8 @@ class Split(Document):
     height: int = Field(description="of every picture, in pixels")
     width: int
     channels: int = Field(description="1 (grey) or 3 (RGB)")
-    classes: list[SplitClass] = Field(description="in the order of labels")
+    unlabelled: int = Field(description="pictures without a label")
+    classes: list[SplitClass] = Field(description="in the order of labels; empty where nothing names them")
 
 
 class PictureRow(Document):
@@ -33,8 +34,8 @@ class PictureRow(Document):
 
     object: Literal["picture"] = "picture"
     row: int = Field(description="its place in the split, from 0")
-    label: int
-    class_name: str
+    label: int | None = Field(description="null for a picture without one")
+    class_name: str | None = Field(description="null likewise")
     sample_id: str | None = Field(
         description="its file below the dataset's folder, a key, or its number in an array; null in datasets that "
         "an earlier version has decoded"

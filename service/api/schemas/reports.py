@@ -53,6 +53,8 @@ class ReportRow(Document):
     nll_calibrated: float | None = Field(description="NLL on the test split after that division")
     ece_calibrated: float | None = Field(description="ECE on the test split after that division")
     views_seen: int | None = Field(description="different views of each picture; null in older results")
+    validation_agreement: float | None
+    validation_kl_to_teacher: float | None
 
 
 class TeacherSplit(Document):
@@ -128,6 +130,7 @@ class GroupSplit(Document):
     nll_calibrated: Estimate | None
     ece_calibrated: Estimate | None
     agreement: Estimate | None
+    kl: Estimate | None = Field(description="KL(teacher || student), nats")
     best_class: ClassAccuracy | None
     worst_class: ClassAccuracy | None
     difference: Difference | None

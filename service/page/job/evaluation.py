@@ -73,6 +73,9 @@ async def _artifact(api: ViewerApi, run_id: str, name: str) -> Document | None:
 
 def _show_reliability(found: Document, calibration: Document, split: str) -> None:
     section_heading("Reliability")
+    if found.get("reliability") and found.get("ece") is None:
+        ui.label(f"No picture of the {split} split has a label: whether the student is right is not known.")
+        return
     if not found.get("reliability"):
         ui.label("This run has kept no bins of confidence: an earlier version has made it.")
         return

@@ -126,6 +126,9 @@ def columns_of(report: Document, split: str, chosen: Sequence[str]) -> list[dict
         column("top5", "Top-5", align="right"),
         column("worst", "Worst class: top-1 (teacher)", align="right"),
     ]
+    if not any((group[split] or {}).get("top1") for group in report["groups"]):
+        # Without labels the teacher's answers are all that the split is measured by.
+        columns.insert(5, column("kl", "KL(teacher || student)", align="right"))
     if any((group[split] or {}).get("samples") for group in report["groups"]):
         columns.insert(4, column("mcnemar", "McNemar, p of each seed"))
     return [each for each in columns if each["name"] in ("name", *chosen)]
@@ -153,6 +156,7 @@ def _teacher_row(teacher: Document | None) -> Document:
         "top1": percent(teacher["top1"]),
         "difference": NOTHING,
         "agreement": NOTHING,
+        "kl": NOTHING,
         "nll": number(teacher["nll"]),
         "ece": percent(teacher["ece"]),
         "ece_calibrated": NOTHING,
@@ -164,11 +168,12 @@ def _teacher_row(teacher: Document | None) -> Document:
 def _cells(found: Document) -> dict[str, Any]:
     worst = found["worst_class"]
     return {
-        "n": found["top1"]["n"] if found["top1"] else 0,
+        "n": (found["top1"] or found["agreement"] or {"n": 0})["n"],
         "top1": spread(found["top1"], 100.0, unit=" %"),
         "difference": difference_words(found["difference"]),
         "mcnemar": "; ".join(f"{test['seed']}: {test['p_value']:.2g}" for test in found["samples"] or ()),
         "agreement": spread(found["agreement"], 100.0, unit=" %"),
+        "kl": spread(found.get("kl"), digits=4),
         "nll": spread(found["nll"], digits=3),
         "ece": spread(found["ece"], 100.0, unit=" %"),
         "ece_calibrated": spread(found["ece_calibrated"], 100.0, unit=" %"),

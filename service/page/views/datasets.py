@@ -140,12 +140,16 @@ def _class_counts(split: Document) -> None:
     classes = split["classes"]
     section_heading(f"{count(split['samples'])} pictures of {len(classes)} classes in {split['split']}")
     rows = [(each["name"] or str(each["label"]), each["samples"]) for each in classes]
+    if unlabelled := split.get("unlabelled"):
+        rows.append(("no label", unlabelled))
     options = bars("pictures by class", rows, y="pictures")
     chart(options, f"pictures by class of the split {split['split']}")
 
 
 async def _pictures(api: ViewerApi, split: Document, base: str, *, label: str, after: str) -> None:
     names = {str(each["label"]): each["name"] or str(each["label"]) for each in split["classes"]}
+    if split.get("unlabelled"):
+        names["-1"] = "no label"
     section_heading("Pictures")
     ui.select(
         {"": "all classes", **names},
@@ -158,7 +162,7 @@ async def _pictures(api: ViewerApi, split: Document, base: str, *, label: str, a
     )
     with ui.element("ul").classes("pictures"):
         for picture in page["data"]:
-            name = picture["class_name"] or str(picture["label"])
+            name = picture["class_name"] or ("no label" if picture["label"] is None else str(picture["label"]))
             with ui.element("li"):
                 thumbnail(picture["picture"], f"row {picture['row']}: {name}")
                 ui.label(name).classes("caption")

@@ -77,13 +77,12 @@ def _pictures(found: Document) -> None:
 
 def _card(found: Document, row: Document, temperature: float) -> None:
     names = found["class_names"] or [str(index) for index in range(found["classes"])]
+    shown = "no label" if row["label"] is None else names[row["label"]]
     with ui.element("section").classes("gallery-card"):
         if row["picture"]:
             image = ui.element("img").classes("thumbnail")
-            set_props(
-                image, src=viewer_url(row["picture"]), alt=f"row {row['row']}: {names[row['label']]}", loading="lazy"
-            )
-        ui.label(f"{names[row['label']]} (row {row['row']})").classes("method-name")
+            set_props(image, src=viewer_url(row["picture"]), alt=f"row {row['row']}: {shown}", loading="lazy")
+        ui.label(f"{shown} (row {row['row']})").classes("method-name")
         ui.label(f"{row['value']:.4g}" + _temperature(row)).classes("muted")
         for network in ("teacher", "student"):
             answer = row.get(network)
@@ -96,8 +95,8 @@ def _temperature(row: Document) -> str:
     return f", T_teacher {given['paper']:.3g}" if given and given.get("paper") is not None else ""
 
 
-def _softmax(network: str, shares: Sequence[float], names: Sequence[str], label: int) -> None:
-    """Bars of the likeliest classes; the label's is marked."""
+def _softmax(network: str, shares: Sequence[float], names: Sequence[str], label: int | None) -> None:
+    """Bars of the likeliest classes; the label's is marked, if there is one."""
     ui.label(network.capitalize()).classes("caption")
     likeliest = sorted(range(len(shares)), key=lambda index: -shares[index])[:_SHOWN_CLASSES]
     with ui.element("ul").classes("softmax"):

@@ -145,7 +145,7 @@ def test_examine_names_files_as_clients_name_them_below_the_data_root(
     """An answer tells nothing of where the server has its folders."""
     for picture in (make_folder(tmp_path / "root/sets") / "train/dog").iterdir():
         picture.unlink()
-    make_npz(tmp_path / "root/sets/a.npz", train_labels=None)
+    make_npz(tmp_path / "root/sets/a.npz", train_images=None)
     (tmp_path / "link").symlink_to(tmp_path / "root")
     for root in ("root", "link"):
         with pytest.raises(InvalidDataset, match=named) as caught:
@@ -271,7 +271,7 @@ def test_npz_is_known_by_its_headers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"test_labels": None}, r"lacks test_labels; it holds train_images, train_labels, test_images"),
+        ({"test_images": None}, r"lacks test_images; it holds train_images, train_labels, test_labels"),
         ({"train_images": np.zeros((6, 4, 5))}, r"train_images is float64 \[6, 4, 5\]; expected uint8"),
         ({"test_images": np.zeros((3, 4, 5, 2), np.uint8)}, r"test_images is uint8 \[3, 4, 5, 2\]"),
         ({"test_images": np.zeros((3, 20), np.uint8)}, r"test_images is uint8 \[3, 20\]"),

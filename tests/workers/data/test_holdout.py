@@ -160,8 +160,8 @@ def test_npz_splits_are_found_by_the_names_that_people_use(tmp_path: Path) -> No
     np.savez(tmp_path / "a.npz", **arrays, validation_images=images, validation_labels=labels)
     with pytest.raises(InvalidDataset, match="validation_ and val_ arrays, which both mean the validation split"):
         examine(NpzDataset(path="a.npz"), tmp_path)
-    del arrays["val_labels"]
+    del arrays["val_images"]
     np.savez(tmp_path / "a.npz", **arrays)
-    with pytest.raises(InvalidDataset, match="lacks val_labels"):
+    with pytest.raises(InvalidDataset, match="lacks val_images"):
         examine(NpzDataset(path="a.npz"), tmp_path)
     assert json.dumps(examine(DigitsDataset(), tmp_path).splits) == '["train", "test"]'

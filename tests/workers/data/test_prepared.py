@@ -320,7 +320,7 @@ def test_npz_is_read_as_it_is(tmp_path: Path, channels: tuple[int, ...]) -> None
         ({"train_labels": np.array([0, 1, 3, 3, 1, 0])}, "test", r"those are 0, 1, 3"),
         ({"class_names": np.array(["a", "b", "c", "d"])}, "train", r"class 3 \('d'\) has no training picture \(1 of"),
         ({"class_names": np.array(["a", "b"])}, "train", r"train_labels holds the label 2; labels are 0..1"),
-        ({"train_labels": np.array([0, 1, 2, -1, 1, 0])}, "train", r"holds the label -1; labels are 0..2"),
+        ({"train_labels": np.array([0, 1, 2, -2, 1, 0])}, "train", r"holds the label -2; labels are 0..2"),
         ({"test_labels": np.array([0, 1, 3])}, "test", r"test_labels holds the label 3; labels are 0..2"),
         ({"train_labels": np.full(6, 10**9)}, "train", r"all 6 training labels are 1000000000: at least two"),
         ({"train_labels": np.zeros(6, int)}, "train", r"all 6 training labels are 0: at least two"),

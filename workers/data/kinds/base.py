@@ -87,8 +87,8 @@ class DatasetKind(Spec, ABC):
         The order of the samples is part of the dataset's identity: cached logits are joined by position.
 
         Raises:
-            InvalidDataset: unreadable, of several sizes, or with labels that are not 0..classes-1 with every class in
-                the training split.
+            InvalidDataset: unreadable, of several sizes, or with labels that are not 0..classes-1, or -1 for a picture
+                without one, with every class in a training split that is labelled throughout.
             Stopped: ``should_stop`` returned true.
         """
 
@@ -161,10 +161,11 @@ class Source:
         spec: what the client asked for.
         path: the file or folder, inside the data root; None for a built-in dataset.
         samples: pictures of each split that is there, in the order of ``SPLITS``.
-        classes: how many.
-        class_names: in label order; None where only decoding tells (CIFAR's).
+        classes: how many; 0 where nothing names them, so that only a teacher's outputs tell.
+        class_names: in label order; None where only decoding tells (CIFAR's), empty where nothing names them.
         files: what has to be read for each split. A folder's pictures are ordered by class name, then file name.
         class_counts: of files in folders or lists, pictures of each class in label order; empty for other kinds.
+        labelled: pictures that have a label, of each split where some have none, see ``workers.unlabelled``.
         ignored: files below a folder's classes that are no pictures.
         release: of a built-in dataset.
         notes: sentences about how the files were understood, where that is not plain: labels that were numbered anew.
@@ -179,6 +180,7 @@ class Source:
     class_names: tuple[str, ...] | None
     files: "Mapping[Split, tuple[Path, ...]]"
     class_counts: "Mapping[Split, tuple[int, ...]]" = field(default_factory=dict)
+    labelled: "Mapping[Split, int]" = field(default_factory=dict)
     ignored: tuple[Path, ...] = ()
     release: str | None = None
     notes: tuple[str, ...] = ()
@@ -197,6 +199,11 @@ class Source:
     def splits(self) -> "tuple[Split, ...]":
         """The splits that are there."""
         return tuple(split for split in SPLITS if split in self.samples)
+
+    @property
+    def labelled_samples(self) -> "dict[Split, int]":
+        """Pictures that have a label, of each split that is there."""
+        return {split: self.labelled.get(split, self.samples[split]) for split in self.splits}
 
     def key(self) -> str:
         """SHA-256 (64 hex) of the description and of every file's path, size in bytes and modification time.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field
 
 from workers.data.class_names import check_class_names
+from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
 from workers.errors import InvalidDataset
 
@@ -28,27 +29,31 @@ class NpzDataset(FilesBelowRoot):
 
     Or ``x_train``, ``y_train``, ``x_test``, ``y_test``, as Keras has them, or ``images`` and ``labels`` without splits.
     A validation split (``validation``, ``valid`` or ``val``) may be there, the test split may be missing. Images are
-    uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels integers [N] or [N, 1], ``class_names`` (optional) strings.
+    uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels integers [N] or [N, 1], ``class_names`` (optional) strings. A
+    picture without a label has -1; of a split without any the labels are left out.
 
     Attributes:
         channels: whether the channels of pictures of rank 4 come ``first`` or ``last``; None goes by the shape, which
             tells unless both may be meant.
+        class_names: in the place of the file's.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
         "npz": "one file: `train_images`, `train_labels`, `test_images`, `test_labels`, optionally `val_images`, "
         "`val_labels` (or `validation_`) and `class_names`; or `x_train`, `y_train`, ... as Keras has them, or "
-        "`images` and `labels` without splits"
+        "`images` and `labels` without splits; label -1, or no labels of a split: pictures without labels"
     }
     options: ClassVar[Mapping[str, Option]] = {
         **FilesBelowRoot.options,
         "channels": Option("Of an npz: where the channels of its pictures are.", "as the shape tells"),
+        "class_names": OPTION,
     }
     sought: ClassVar[str] = ".npz files"
 
     kind: Literal["npz"] = "npz"
     # Joined later, as ``Training.cuda_graph``.
     channels: Literal["first", "last"] | None = Field(None, exclude_if=lambda given: given is None)
+    class_names: ClassNames | None = Field(None, exclude_if=lambda given: given is None)
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
@@ -58,12 +63,11 @@ class NpzDataset(FilesBelowRoot):
 
     def examine(self, data_root: Path) -> Source:
         """Read the arrays' headers, and all labels piece by piece."""
-        from workers.data.headers import npz_headers
         from workers.data.labels import check_npz_labels, npz_classes
 
         path = self.resolve(data_root)
         arrays = _arrays(path)
-        headers = npz_headers(path, [name for pair in arrays.values() for name in pair], optional=["class_names"])
+        headers, labels = _headers(path, arrays)
         shapes = {split: self._shape(path, headers, *pair) for split, pair in arrays.items()}
         for split, shape in shapes.items():
             if shape[1:] != shapes["train"][1:]:
@@ -71,10 +75,10 @@ class NpzDataset(FilesBelowRoot):
                     f"{path}: training pictures are {list(shapes['train'][1:])}, {split} pictures "
                     f"{list(shape[1:])} (height, width, channels)"
                 )
-        labels = {split: name for split, (_, name) in arrays.items()}
-        classes = npz_classes(path, headers, labels)
-        check_class_names(classes.names, path)
-        check_npz_labels(path, classes, labels)
+        classes = npz_classes(path, headers, labels, self.class_names)
+        if classes.names:
+            check_class_names(classes.names, path)
+        labelled = check_npz_labels(path, classes, labels)
         return Source(
             spec=self,
             path=path,
@@ -82,6 +86,9 @@ class NpzDataset(FilesBelowRoot):
             classes=len(classes.names),
             class_names=classes.names,
             files=dict.fromkeys(arrays, (path,)),
+            labelled={
+                split: count for split, (total, *_) in shapes.items() if (count := labelled.get(split, 0)) < total
+            },
             notes=classes.notes,
         )
 
@@ -90,21 +97,22 @@ class NpzDataset(FilesBelowRoot):
         import numpy as np
 
         from workers.data.blocks import Decoding, block_rows, stoppable
-        from workers.data.headers import npz_headers, npz_pieces
+        from workers.data.headers import npz_pieces
         from workers.data.labels import npz_classes, npz_labels
+        from workers.unlabelled import with_unlabelled
 
         path = source.files[split][0]
         arrays = _arrays(path)
         images, of_split = arrays[split]
-        headers = npz_headers(path, [name for pair in arrays.values() for name in pair], optional=["class_names"])
+        headers, labels = _headers(path, arrays)
         shape = self._shape(path, headers, images, of_split)
-        labels = {each: name for each, (_, name) in arrays.items()}
-        classes = npz_classes(path, headers, labels)
+        classes = npz_classes(path, headers, labels, self.class_names)
         pieces = npz_pieces(path, images, block_rows(math.prod(shape[1:])))
         if self._channels_first(path, headers, images):
             pieces = (piece.transpose(0, 2, 3, 1) for piece in pieces)
         blocks = (np.ascontiguousarray(piece).reshape(-1, *shape[1:]) for piece in pieces)
-        labels_N = npz_labels(path, classes, labels)[split]
+        known = npz_labels(path, classes, labels)
+        labels_N = with_unlabelled(known.get(split, np.empty(0, dtype=np.int64)), shape[0])
         return Decoding(shape, labels_N, classes.names, stoppable(blocks, should_stop))
 
     def _shape(self, path: Path, headers: "Headers", images: str, labels: str) -> tuple[int, int, int, int]:
@@ -171,6 +179,15 @@ def _arrays(path: Path) -> "dict[Split, tuple[str, str]]":
     return {"train": pairs["train"][0], **arrays}
 
 
+def _headers(path: Path, arrays: "Mapping[Split, tuple[str, str]]") -> "tuple[Headers, dict[Split, str]]":
+    """Headers of the arrays that are there, and the name of the labels of each split that has some."""
+    from workers.data.headers import npz_headers
+
+    optional = ["class_names", *(labels for _, labels in arrays.values())]
+    headers = npz_headers(path, [images for images, _ in arrays.values()], optional=optional)
+    return headers, {split: labels for split, (_, labels) in arrays.items() if labels in headers}
+
+
 def _way_to_uint8(kind: str) -> str:
     """Advice about pictures of another dtype, by its kind."""
     if kind == "f":
@@ -185,6 +202,8 @@ def _way_to_uint8(kind: str) -> str:
 
 def _check_labels(path: Path, headers: "Headers", name: str, count: int) -> None:
     """Refuse labels that are not one integer per picture, [N] or, as MedMNIST has them, [N, 1]."""
+    if name not in headers:
+        return
     found = headers[name]
     if found.dtype.kind in "iub" and found.shape in ((count,), (count, 1)):
         return

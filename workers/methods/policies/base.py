@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from workers.methods.cache_statistics import CacheStatistic
+from workers.methods.cache_statistics import CONFIDENCE, CacheStatistic
 from workers.methods.expression import Array
 from workers.spec import MethodPart
 
@@ -75,6 +75,12 @@ class Policy(MethodPart):
     def gives_label_its_own(self) -> bool:
         """Whether the teacher's temperature differs between the label's class and the others."""
         return False
+
+    @property
+    def reads_label(self) -> bool:
+        """Whether its temperatures depend on the sample's label."""
+        of_label = any(statistic.name == CONFIDENCE for statistic in self.cache_statistics)
+        return self.gives_label_its_own or of_label
 
     @property
     def z_scores(self) -> bool:

@@ -12,6 +12,9 @@ In the order in which a mistake would spoil the rest:
 5. the teacher is right more often than predictions that know nothing of the picture;
 6. no other order of the classes and no other usual preprocessing is right significantly more often on the same rows.
 
+Points 5 and 6 are of the pictures that have a label. Where none has, ``without_labels`` judges by the entropy of the
+outputs, the agreement between two views and the histogram of the classes that are taken.
+
 Points 4 (where it is not stated), 5 and 6 are judgements: a job may insist with ``accept_teacher``, and they become
 warnings.
 
@@ -31,7 +34,8 @@ pictures harder, so this is a warning, and none unless a good part of the hits i
 What it does not do: judge how good a teacher is. A weak one passes.
 
 Modules: ``check`` and ``views`` are the two checks, ``report`` their reports; ``rows`` draws the slice, ``score`` holds
-the tests; ``output_kind``, ``class_order`` and ``preprocessings`` are points 4 and 6.
+the tests; ``output_kind``, ``class_order`` and ``preprocessings`` are points 4 and 6; ``without_labels`` stands in for
+5 and 6.
 
 Legend: R rows of the slice, N classes, V usual preprocessings.
 """

@@ -1,5 +1,10 @@
-"""Check of a teacher on plain labelled pictures: classes, outputs, batches, accuracy, class order, preprocessing."""
+"""Check of a teacher on plain pictures: classes, outputs, batches, accuracy, class order, preprocessing.
 
+Accuracy, class order and preprocessing are judged by the pictures that have a label; where none has, ``without_labels``
+judges the teacher.
+"""
+
+import functools
 import time
 
 import numpy as np
@@ -9,7 +14,7 @@ from workers.errors import InvalidTeacher
 from workers.onnx.batch_rules import NO_HINT
 from workers.onnx.smoke_test import BATCH_TOLERANCE
 from workers.teacher.class_columns import ClassColumns, match_classes
-from workers.teacher.output_values import chosen
+from workers.teacher.output_values import chosen, to_logits
 from workers.teacher.preflight.class_order import better_order, numeric_names
 from workers.teacher.preflight.finite import check_finite
 from workers.teacher.preflight.output_kind import find_kind
@@ -18,7 +23,9 @@ from workers.teacher.preflight.report import PreflightReport
 from workers.teacher.preflight.rows import BATCH, batch_rows, slice_rows, spread
 from workers.teacher.preflight.score import ALPHA, Explanation, Score
 from workers.teacher.preflight.session import Images, Outputs, Rows, TeacherSession
+from workers.teacher.preflight.without_labels import judge_without_labels
 from workers.texts import differences
+from workers.unlabelled import labelled_rows
 
 AGAIN_ROWS, AGAIN_BATCH = 64, 24  # pictures that are run twice, the second time so many at once
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
@@ -58,28 +65,41 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     difference = max(difference, repeated)
     kind = find_kind(teacher, outputs_RN, teacher.reading.output_kind)
 
-    score = Score.of(chosen(outputs_RN, classes.columns), labels_R)
-    order = better_order(score, dataset.class_names)
-    preprocessing, variant_rows = better_preprocessing(teacher, dataset, index_R, score, columns=classes.columns)
     warnings = [*([classes.note] if classes.note else ()), *kind.warnings, *_alone_warning(teacher, rows_per_s)]
+    refusals, of_classes_RN = [*kind.refusals], chosen(outputs_RN, classes.columns)
+    labelled, score, judged, more_rows = labelled_rows(labels_R), None, None, 0
+    if len(labelled):
+        score = Score.of(of_classes_RN[labelled], labels_R[labelled])
+        order = better_order(score, dataset.class_names)
+        preprocessing, more_rows = better_preprocessing(
+            teacher, dataset, index_R[labelled], score, columns=classes.columns
+        )
+        refusals += _accuracy_refusal(score, order, preprocessing)
+    else:
+        logits_of = functools.partial(to_logits, kind=kind.stored, columns=classes.columns)
+        found = judge_without_labels(teacher, dataset, index_R, outputs_RN, logits_of=logits_of)
+        judged, of_judgement, unlike = found
+        warnings, refusals, more_rows = warnings + of_judgement, refusals + unlike, judged.forwards
     warnings += numeric_names(dataset.class_names)
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
     return PreflightReport(
         rows=len(index_R),
-        forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
-        classes=len(dataset.class_names),
+        forwards=1 + len(index_R) + len(alone) + len(again) + more_rows,
+        classes=len(dataset.class_names) or outputs_RN.shape[1],
         output=teacher.graph.output,
         output_kind=kind.stored,
         columns=classes.columns,
-        accuracy=score.accuracy,
-        chance=score.chance,
+        accuracy=None if score is None else score.accuracy,
+        chance=None if score is None else score.chance,
         batch_difference=difference,
         batch_tolerance=tolerance,
         provider=teacher.provider,
         provider_reason=teacher.provider_reason,
-        refusals=(*kind.refusals, *_accuracy_refusal(score, order, preprocessing)),
+        refusals=tuple(refusals),
         warnings=tuple(warnings),
         normalised=kind.is_normalised,
+        labelled=None if len(labelled) == len(index_R) else len(labelled),
+        without_labels=judged,
     )
 
 

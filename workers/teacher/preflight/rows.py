@@ -8,6 +8,7 @@ from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, NoAugmentation, output_size
 from workers.data.prepared import Dataset
 from workers.teacher.preflight.session import Rows
+from workers.unlabelled import labelled_rows
 
 ROWS = 512  # pictures in a slice, or more, see ``slice_rows``
 BATCH = 256  # pictures per call, as of inference: a graph may do something else in a large batch than in a small one
@@ -33,7 +34,22 @@ def batch_rows(most: int, preprocessing: Preprocessing, dataset: Dataset, recipe
 
 
 def slice_rows(labels_N: Rows, classes: int, rows: int) -> Rows:
-    """Sample numbers, ascending, of a slice in which every class has its part.
+    """Sample numbers, ascending, of a slice in which every class has its part, as ``_of_classes`` draws it.
+
+    Of a split where not all have a label: of those that have one, and as many others as ``rows`` leaves room for.
+    """
+    labelled = labelled_rows(labels_N)
+    if len(labelled) == len(labels_N):
+        return _of_classes(labels_N, classes, rows)
+    chosen = labelled[_of_classes(labels_N[labelled], classes, rows)] if len(labelled) else labelled
+    if (room := rows - len(chosen)) > 0:
+        others = np.flatnonzero(labels_N < 0)
+        chosen = np.concatenate([chosen, others[spread(len(others), room)]])
+    return np.sort(chosen)
+
+
+def _of_classes(labels_N: Rows, classes: int, rows: int) -> Rows:
+    """Sample numbers, ascending, of a slice of labelled pictures.
 
     ``rows`` or ``ROWS_PER_CLASS`` for each class, if that is more, spread over the dataset; then more of the classes
     that have fewer than ``ROWS_PER_CLASS``, the rarest first. Neither goes beyond ``ROWS_MAX``, unless ``rows`` does.

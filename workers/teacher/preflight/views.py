@@ -11,6 +11,7 @@ from workers.teacher.preflight.report import PreflightReport, ViewsReport
 from workers.teacher.preflight.rows import PART, ROWS, batch_rows, slice_rows
 from workers.teacher.preflight.score import ALPHA, Score, binomial_tail
 from workers.teacher.preflight.session import TeacherSession
+from workers.unlabelled import labelled_rows
 
 VIEWS_KEEP = 0.75  # of the hits on plain pictures; a teacher that has fewer on their views is warned of
 
@@ -32,8 +33,8 @@ def check_views(
     index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
     outputs, sides = [], []
     step = batch_rows(PART, teacher.preprocessing, dataset, views.augmentation)  # so that many views have their turn
-    for number, start in enumerate(range(0, len(index_R), step)):
-        part = index_R[start : start + step]
+    parts = [index_R[start : start + step] for start in range(0, len(index_R), step)]
+    for number, part in enumerate(parts):
         drawn = draw(
             views.augmentation,
             views.seed,
@@ -46,17 +47,29 @@ def check_views(
         sides.append(np.stack([drawn.height, drawn.width]))
     outputs_RN = np.concatenate(outputs)
     check_finite(outputs_RN, index_R)
-    score = Score.of(chosen(outputs_RN, plain.columns), dataset.labels_N[index_R])
-    misses, allowed = score.rows - score.hits, 1 - VIEWS_KEEP * plain.accuracy
+    of_classes_RN = chosen(outputs_RN, plain.columns)
+    labels_R = dataset.labels_N[index_R]
+    labelled, accuracy = labelled_rows(labels_R), plain.accuracy
+    if accuracy is not None:
+        score, keep = Score.of(of_classes_RN[labelled], labels_R[labelled]), VIEWS_KEEP * accuracy
+        what = (
+            f"is right on {score.accuracy:.1%} of {score.rows} training views, and on {accuracy:.1%} of the same "
+            "pictures as they are"
+        )
+    else:
+        whole_RN = np.concatenate([teacher.outputs(dataset.take(part)) for part in parts])
+        whole_R = chosen(whole_RN, plain.columns).argmax(axis=1)
+        score, keep = Score.of(of_classes_RN, whole_R), VIEWS_KEEP
+        what = f"takes {score.accuracy:.1%} of {score.rows} training views for the class of the picture as it is"
     warnings = []
-    if binomial_tail(misses, score.rows, allowed) <= ALPHA:
+    if binomial_tail(score.rows - score.hits, score.rows, 1 - keep) <= ALPHA:
         height, width = np.median(np.concatenate(sides, axis=1), axis=1)
         warnings.append(
-            f"the teacher is right on {score.accuracy:.1%} of {score.rows} training views, and on {plain.accuracy:.1%} "
-            "of the same pictures as they are: students learn from its logits of the views. "
+            f"the teacher {what}: students learn from its logits of the views. "
             + _why_views_are_harder(views.augmentation, dataset, round(height), round(width))
         )
-    return ViewsReport(rows=score.rows, accuracy=score.accuracy, warnings=tuple(warnings))
+    of_labels, agreement = (score.accuracy, None) if accuracy is not None else (None, score.accuracy)
+    return ViewsReport(rows=len(index_R), accuracy=of_labels, agreement=agreement, warnings=tuple(warnings))
 
 
 def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, width: int) -> str:
