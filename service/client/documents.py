@@ -528,7 +528,7 @@ class PlannedClasses(TypedDocument):
 
 
 class LabelsPreview(TypedDocument):
-    """Labels and classes of a job's data set, as its files show them."""
+    """Labels and classes of a job's dataset, as its files show them."""
 
     labelled: dict[str, int]
     classes: int

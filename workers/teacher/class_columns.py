@@ -102,7 +102,7 @@ def check_names(reading: TeacherReading, outputs: int | None) -> None:
 def _in_order(dataset_names: Sequence[str], outputs: int | None) -> ClassColumns:
     if outputs not in (None, len(dataset_names)):
         raise ContractViolation(
-            f"the teacher has {outputs} classes, the data set has {len(dataset_names)}: they do not belong together. "
+            f"the teacher has {outputs} classes, the dataset has {len(dataset_names)}: they do not belong together. "
             "Where the dataset's classes are some of the teacher's, give the teacher its `class_names`, one for each "
             "column, and they are matched by name"
         )

@@ -10,7 +10,7 @@ NAMES_MAX = 100
 
 
 class LabelsPreview(Document):
-    """Labels and classes of a job's data set, as its files show them."""
+    """Labels and classes of a job's dataset, as its files show them."""
 
     labelled: dict[str, int] = Field(description="pictures that have a label, by split")
     classes: int = Field(description="number of classes")

@@ -158,7 +158,7 @@ def test_npz_splits_are_found_by_the_names_that_people_use(tmp_path: Path) -> No
     held = prepare(NpzDataset(path="a.npz"), "validation", tmp_path, tmp_path / "work")
     assert (held.split, held.samples) == ("validation", 2)
     np.savez(tmp_path / "a.npz", **arrays, validation_images=images, validation_labels=labels)
-    with pytest.raises(InvalidDataset, match="validation_ and val_ arrays, which both mean the validation split"):
+    with pytest.raises(InvalidDataset, match="validation_images and val_images, which both mean the validation split"):
         examine(NpzDataset(path="a.npz"), tmp_path)
     del arrays["val_images"]
     np.savez(tmp_path / "a.npz", **arrays)

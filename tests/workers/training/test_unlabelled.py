@@ -45,8 +45,10 @@ def test_measures_are_of_the_labelled_rows_and_those_beside_a_teacher_of_all() -
     sums.add(z_NC, LABELS, teacher_NC)
     found, expected = Measured.of(sums.totals, 12), measure(z_NC[known], LABELS[known])
     assert (found.rows, found.labelled) == (12, 5)
-    for name in ("top1", "top5", "nll", "ece", "reliability"):
+    for name in ("top1", "top5", "nll", "ece"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    for name, of_bin in expected.reliability.items():
+        assert found.reliability[name] == pytest.approx(of_bin), name
     assert found.agreement == float((z_NC.argmax(1) == teacher_NC.argmax(1)).float().mean())
     kl = F.kl_div(z_NC.log_softmax(1), teacher_NC.log_softmax(1), reduction="batchmean", log_target=True)
     assert found.kl == pytest.approx(float(kl), rel=1e-5)
