@@ -49,7 +49,7 @@ def test_measures_are_of_the_labelled_rows_and_those_beside_a_teacher_of_all() -
         assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
     for name, of_bin in expected.reliability.items():
         assert found.reliability[name] == pytest.approx(of_bin), name
-    assert found.agreement == float((z_NC.argmax(1) == teacher_NC.argmax(1)).float().mean())
+    assert found.agreement == pytest.approx(float((z_NC.argmax(1) == teacher_NC.argmax(1)).float().mean()))
     kl = F.kl_div(z_NC.log_softmax(1), teacher_NC.log_softmax(1), reduction="batchmean", log_target=True)
     assert found.kl == pytest.approx(float(kl), rel=1e-5)
     nothing = measure(z_NC, torch.full((12,), -1))
