@@ -226,7 +226,10 @@ class Comparison(Statistics):
 
 
 class Dataset(TypedDocument):
-    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell."""
+    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell.
+
+    `samples` count bad pictures, which only decoding finds.
+    """
 
     object: Literal["dataset"]
     id: str

@@ -6,7 +6,7 @@ picture. Light: the API process reads them.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,7 +47,7 @@ class Report(NamedTuple):
     bad: int
     path: Path
 
-    def listed(self) -> Iterator[NamedReason]:
+    def listed(self) -> Generator[NamedReason, None, None]:
         """Every bad picture, in the order of samples, read line by line."""
         with self.path.open() as file:
             next(file)

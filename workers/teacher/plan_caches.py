@@ -23,6 +23,7 @@ from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
+from workers.data.bad_picture_reports import read_reports
 from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
 from workers.data.holdout import hold_out
@@ -157,7 +158,11 @@ def prepare_data(
             # The others are read all the same: what is wrong with any is said at once.
             refused.append(error)
     if refused:
-        raise InvalidDataset("; ".join(dict.fromkeys(map(str, refused)))) from refused[0]
+        bad = any(not report.left_out for report in read_reports(folders.datasets, spec))
+        advice = (
+            '. The log lists the bad ones; `"on_bad_picture": "skip"` leaves those out that are damaged' if bad else ""
+        )
+        raise InvalidDataset("; ".join(dict.fromkeys(map(str, refused))) + advice) from refused[0]
     return found
 
 

@@ -22,7 +22,10 @@ class DatasetRequest(Spec):
 
 
 class Dataset(Document):
-    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell."""
+    """A data set with a name; `samples` per split and `classes` are null where only decoding would tell.
+
+    `samples` count bad pictures, which only decoding finds.
+    """
 
     object: Literal["dataset"] = "dataset"
     id: str
