@@ -72,7 +72,7 @@ def write_report(
     if not bad:
         path.unlink(missing_ok=True)
         return None
-    report = Report(split, pictures, spec.leaves_out, len(bad), path)
+    report = Report(split, pictures, spec.leaves_out, bad=len(bad), path=path)
     described = {"spec": spec.content_description(), **report._asdict(), "path": None}
     with replacing(path, "a report of bad pictures") as file:
         for line in (described, *([each.name, each.reason] for each in bad)):
