@@ -23,7 +23,7 @@ from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
-from workers.data.bad_picture_reports import read_reports
+from workers.data.bad_picture_reports import Refusals
 from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
 from workers.data.holdout import hold_out
@@ -31,7 +31,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.data.row_digests import overlap_warnings
-from workers.errors import InvalidDataset, Stopped
+from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck
@@ -146,23 +146,15 @@ def prepare_data(
     """
     emit(Stage(stage="preparing"))
     found: dict[Split, Dataset] = {}
-    refused: list[InvalidDataset] = []
+    refusals = Refusals()
     for split in splits:
-        try:
+        with refusals.collecting():
             if split != "validation" or holdout is None:
                 data_root, work_dir = folders.data_root, folders.datasets
                 found[split] = prepare(spec, split, data_root, work_dir, emit=emit, should_stop=should_stop)
             elif "train" in found:
                 found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
-        except InvalidDataset as error:
-            # The others are read all the same: what is wrong with any is said at once.
-            refused.append(error)
-    if refused:
-        bad = any(not report.left_out for report in read_reports(folders.datasets, spec))
-        advice = (
-            '. The log lists the bad ones; `"on_bad_picture": "skip"` leaves those out that are damaged' if bad else ""
-        )
-        raise InvalidDataset("; ".join(dict.fromkeys(map(str, refused))) + advice) from refused[0]
+    refusals.check(folders.datasets, spec)
     return found
 
 
