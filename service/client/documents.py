@@ -229,7 +229,8 @@ class Comparison(Statistics):
 class Dataset(TypedDocument):
     """A dataset with a name; `samples` per split and `classes` are null where only decoding would tell.
 
-    `classes` is null as well where nothing names them: then a teacher's outputs tell.
+    `samples` count bad pictures, which only decoding finds. `classes` is null as well where nothing names them: then a
+    teacher's outputs tell.
     """
 
     object: Literal["dataset"]

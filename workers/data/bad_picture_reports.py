@@ -6,13 +6,14 @@ picture. Light: the API process reads them.
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from workers.data.bad_pictures import BadPicture
 from workers.data.decoded import REPORT_SUFFIX, SOURCES
 from workers.data.kinds.base import SPLITS, DatasetKind
+from workers.errors import InvalidDataset
 from workers.events import Emit, Log
 from workers.files import replacing
 from workers.texts import storable
@@ -47,7 +48,7 @@ class Report(NamedTuple):
     bad: int
     path: Path
 
-    def listed(self) -> Iterator[NamedReason]:
+    def listed(self) -> Generator[NamedReason, None, None]:
         """Every bad picture, in the order of samples, read line by line."""
         with self.path.open() as file:
             next(file)
@@ -98,6 +99,38 @@ def log_report(report: Report, emit: Emit) -> None:
     if report.bad > _LOGGED_MAX:
         more = report.bad - _LOGGED_MAX
         emit(Log(level="warning", message=f"and {more:,} more: the dataset's report of bad pictures lists all"))
+
+
+def log_left_out(work_dir: Path, spec: DatasetKind, split: "Split", emit: Emit) -> None:
+    """Log the pictures that a split is used without."""
+    for report in read_reports(work_dir, spec):
+        if report.split == split:
+            log_report(report, emit)
+
+
+class Refusals:
+    """Refusals of the splits of a dataset, all said at once."""
+
+    def __init__(self) -> None:
+        self._errors: list[InvalidDataset] = []
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep an InvalidDataset for later, so that the other splits are looked at, too."""
+        try:
+            yield
+        except InvalidDataset as error:
+            self._errors.append(error)
+
+    def check(self, work_dir: Path, spec: DatasetKind) -> None:
+        """Raise InvalidDataset if there are any, of all."""
+        if not self._errors:
+            return
+        bad = any(not report.left_out for report in read_reports(work_dir, spec))
+        advice = (
+            '. The log lists the bad ones; `"on_bad_picture": "skip"` leaves those out that are damaged' if bad else ""
+        )
+        raise InvalidDataset("; ".join(dict.fromkeys(map(str, self._errors))) + advice) from self._errors[0]
 
 
 def _reports(folder: Path, spec: DatasetKind) -> Iterator[Report]:

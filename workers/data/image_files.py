@@ -20,11 +20,13 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data.blocks import Pictures
+from workers.data.blocks import Decoding, Pictures
+from workers.data.kinds.base import Source
 from workers.data.picture_decoder import PictureDecoder
 from workers.errors import InvalidDataset
 
@@ -55,6 +57,25 @@ def listing(
         row[1:] = status.st_size, status.st_mtime_ns
     arrays: dict[str, NDArray[np.generic]] = {NAMES: np.frombuffer(b"".join(names), dtype=np.uint8), FILES: files_N3}
     return arrays if spans_N2 is None else arrays | {SPANS: spans_N2.astype("<i8")}
+
+
+class ListedFiles(NamedTuple):
+    """Image files that are listed, not copied, and their source's key."""
+
+    source: Source
+    key: str
+
+    def arrays(self, decoding: Decoding) -> dict[str, NDArray[np.generic]]:
+        """Arrays of the list, by the name of their file."""
+        assert self.source.path is not None
+        assert decoding.files is not None
+        return listing(self.source.path, decoding.files, decoding.spans_N2)
+
+    def meta(self) -> dict[str, object]:
+        """Description of the list for ``meta.json``."""
+        spec = self.source.spec
+        described = {"source": self.key, "root": str(self.source.path), "image_size": spec.resized_to}
+        return described | ({"exif_orientation": True} if spec.turns_upright else {})
 
 
 class PictureFiles:

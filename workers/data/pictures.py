@@ -118,7 +118,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """Transposition that makes a picture upright; None where it is, or where its EXIF data cannot be read."""
     # EXIF data is parsed only here, and a stranger's may make that raise nearly anything.
     with contextlib.suppress(Exception):
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     return None
 
 

@@ -28,18 +28,18 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.data import decoded, row_digests, sample_ids
-from workers.data.bad_picture_reports import log_report, read_reports, write_report
+from workers.data.bad_picture_reports import log_left_out, log_report, write_report
 from workers.data.bad_pictures import BadPictures
 from workers.data.blocks import Decoding
 from workers.data.confinement import named_below
 from workers.data.discovery import examine
-from workers.data.image_files import listing
+from workers.data.image_files import ListedFiles
 from workers.data.kinds.base import DatasetKind, Source
 from workers.data.moments import Moments
 from workers.data.prepared import FORMAT, Dataset, DecodedDataset, folder_of, open_folder, open_prepared, read_meta
@@ -81,9 +81,8 @@ def _prepare(
 ) -> Dataset:
     source = examine(spec, data_root)
     key = source.key()
-    listed = _Listed(source, key) if spec.keeps_files else None
-    name = f"{key}.{split}"
-    pointer = work_dir / decoded.SOURCES / f"{name}.json"
+    listed = ListedFiles(source, key) if spec.keeps_files else None
+    pointer = work_dir / decoded.SOURCES / f"{key}.{split}.json"
     pointer.parent.mkdir(parents=True, exist_ok=True)
     lock = pointer.with_suffix(".lock")
     with alone(lock, should_stop, _PREPARES), disk_full_is_disk_low(work_dir, "a dataset"):
@@ -91,26 +90,9 @@ def _prepare(
             dataset = _remembered(pointer, work_dir, listed)
         reused = dataset is not None
         if dataset is None:
-            _warn_of_ignored(source, emit)
-            partial = work_dir / f"{decoded.PARTIAL_PREFIX}{name}"
-            shutil.rmtree(partial, ignore_errors=True)
-            try:
-                decoding = spec.decode(source, split, should_stop)
-                fingerprint = _write(decoding, split, partial, emit=emit, listed=listed)
-                dataset = _publish(partial, fingerprint, decoding, keeps_files=listed is not None)
-            except BadPictures as error:
-                if report := write_report(pointer, spec, split, error.bad, pictures=error.pictures):
-                    log_report(report, emit)
-                raise
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-            pictures = dataset.samples + len(decoding.left_out)
-            write_report(pointer, spec, split, decoding.left_out, pictures=pictures)
-            _write_durably(pointer, {"fingerprint": fingerprint, "spec": spec.content_description()})
+            dataset = _decode(source, split, pointer, listed, emit=emit, should_stop=should_stop)
     if spec.leaves_out:
-        for report in read_reports(work_dir, spec):
-            if report.split == split:
-                log_report(report, emit)
+        log_left_out(work_dir, spec, split, emit)
     emit(
         DatasetReady(
             split=split,
@@ -123,24 +105,31 @@ def _prepare(
     return dataset
 
 
-class _Listed(NamedTuple):
-    """Image files that are listed, not copied, and their source's key."""
+def _decode(
+    source: Source, split: Split, pointer: Path, listed: ListedFiles | None, *, emit: Emit, should_stop: ShouldStop
+) -> Dataset:
+    """Decode a split, and note at ``pointer`` what it became; bad pictures are reported beside it."""
+    spec, work_dir = source.spec, pointer.parent.parent
+    _warn_of_ignored(source, emit)
+    partial = work_dir / f"{decoded.PARTIAL_PREFIX}{pointer.stem}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        decoding = spec.decode(source, split, should_stop)
+        fingerprint = _write(decoding, split, partial, emit=emit, listed=listed)
+        dataset = _publish(partial, fingerprint, decoding, keeps_files=listed is not None)
+    except BadPictures as error:
+        if report := write_report(pointer, spec, split, error.bad, pictures=error.pictures):
+            log_report(report, emit)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    pictures = dataset.samples + len(decoding.left_out)
+    write_report(pointer, spec, split, decoding.left_out, pictures=pictures)
+    _write_durably(pointer, {"fingerprint": fingerprint, "spec": spec.content_description()})
+    return dataset
 
-    source: Source
-    key: str
 
-    def arrays(self, decoding: Decoding) -> dict[str, NDArray[np.generic]]:
-        assert self.source.path is not None
-        assert decoding.files is not None
-        return listing(self.source.path, decoding.files, decoding.spans_N2)
-
-    def meta(self) -> dict[str, object]:
-        spec = self.source.spec
-        described = {"source": self.key, "root": str(self.source.path), "image_size": spec.resized_to}
-        return described | ({"exif_orientation": True} if spec.turns_upright else {})
-
-
-def _remembered(pointer: Path, work_dir: Path, listed: _Listed | None) -> Dataset | None:
+def _remembered(pointer: Path, work_dir: Path, listed: ListedFiles | None) -> Dataset | None:
     """Copy or list that this source was decoded to, if it is still there and whole.
 
     A list will do where one is wanted, if it is of this source's files: others that hold the same pictures
@@ -171,7 +160,7 @@ def _warn_of_ignored(source: Source, emit: Emit) -> None:
 # ----------------------------------------------------------------------------------------- writing
 
 
-def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: _Listed | None) -> str:
+def _write(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: ListedFiles | None) -> str:
     """Write a split into a new folder, durably: a decoded copy, or the list of its files; its fingerprint."""
     started_s = time.monotonic()
     digest = hashlib.sha256(_header(decoding, split))

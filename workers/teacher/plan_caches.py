@@ -24,6 +24,7 @@ from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
+from workers.data.bad_picture_reports import Refusals
 from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
 from workers.data.holdout import hold_out
@@ -31,7 +32,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.data.row_digests import overlap_warnings
-from workers.errors import InvalidDataset, Stopped
+from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck, KnownTeacher, cache_specs, views_of_teacher
@@ -151,19 +152,15 @@ def prepare_data(
     """
     emit(Stage(stage="preparing"))
     found: dict[Split, Dataset] = {}
-    refused: list[InvalidDataset] = []
+    refusals = Refusals()
     for split in splits:
-        try:
+        with refusals.collecting():
             if split != "validation" or holdout is None:
                 data_root, work_dir = folders.data_root, folders.datasets
                 found[split] = prepare(spec, split, data_root, work_dir, emit=emit, should_stop=should_stop)
             elif "train" in found:
                 found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
-        except InvalidDataset as error:
-            # The others are read all the same: what is wrong with any is said at once.
-            refused.append(error)
-    if refused:
-        raise InvalidDataset("; ".join(dict.fromkeys(map(str, refused)))) from refused[0]
+    refusals.check(folders.datasets, spec)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from workers.data.prepare import prepare
 from workers.data.prepared import Dataset, open_prepared
 from workers.data.row_digests import overlap_warnings
 from workers.errors import InvalidDataset
+from workers.events import Split
 
 PETS = FolderDataset(path="pets")
 
@@ -27,8 +29,13 @@ def ids(dataset: Dataset) -> list[str] | None:
     return None if dataset.sample_ids is None else list(dataset.sample_ids)
 
 
-def both(root: Path) -> dict[str, Dataset]:
-    return {split: prepare(PETS, split, root, root / "work") for split in ("train", "test")}
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def both(root: Path) -> dict[Split, Dataset]:
+    splits: tuple[Split, ...] = ("train", "test")
+    return {split: prepare(PETS, split, root, root / "work") for split in splits}
 
 
 def test_sample_ids_of_files_are_their_names_and_of_arrays_their_rows(tmp_path: Path) -> None:
@@ -59,18 +66,18 @@ def test_sample_ids_of_the_same_pictures_are_names_where_any_source_has_names(tm
     """Numbers of rows replace no names; names replace numbers, and ids of an earlier version are none."""
     make_folder(tmp_path)
     train = both(tmp_path)["train"]
-    split = {
+    split: dict[str, np.ndarray] = {
         "train_images": train.take(slice(0, 4)),
         "train_labels": np.asarray(train.labels_N),
         "class_names": np.array(["cat", "dog"]),
     }
-    np.savez(tmp_path / "b.npz", **split)
+    save(tmp_path / "b.npz", split)
     again = prepare(NpzDataset(path="b.npz"), "train", tmp_path, tmp_path / "work")
     assert again.fingerprint == train.fingerprint
     assert ids(again) == ids(train)
     (train.path / sample_ids.FILE).unlink()
     assert ids(open_prepared(tmp_path / "work", train.fingerprint)) is None
-    np.savez(tmp_path / "c.npz", **split)
+    save(tmp_path / "c.npz", split)
     assert ids(prepare(NpzDataset(path="c.npz"), "train", tmp_path, tmp_path / "work")) == ["0", "1", "2", "3"]
     os.utime(tmp_path / "pets/train/cat/0.png", (1, 1))
     assert ids(both(tmp_path)["train"]) == ids(again)
