@@ -67,7 +67,7 @@ def draw_boxes(
             break
     is_central = np.zeros(n, dtype=np.int64)
     is_central[pending] = 1
-    return Boxes(top, left, heights, widths, is_central)
+    return Boxes(top=top, left=left, height=heights, width=widths, is_central=is_central)
 
 
 def _log(value: float) -> float:

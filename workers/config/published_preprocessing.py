@@ -207,8 +207,10 @@ def _geometry(config: Document, processor: str | None) -> dict[str, object]:
 def _crop(config: Document, processor: str | None) -> tuple[int, int] | None:
     """(height, width) of the centre crop; None without one."""
     can_crop = processor is None or _PROCESSORS[processor][1]
+    if not can_crop and config.get("do_center_crop"):
+        raise ValueError(f"do_center_crop of the processor {processor!r} cannot be translated: {_OURS_INSTEAD}")
     is_open = can_crop and (processor is not None or config.get("crop_size") is not None)
-    if not can_crop or not _stated(config, "do_center_crop", None if is_open else False):
+    if not _stated(config, "do_center_crop", None if is_open else False):
         return None
     crop = _stated(config, "crop_size")
     if isinstance(crop, int):

@@ -171,14 +171,14 @@ class Teacher:
         return self._input(fit(torch.as_tensor(images_BHWC), self.preprocessing))
 
     def preprocess_views(
-        self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters
+        self, images_BHWC: Images, recipe: Augmentation, drawn: ViewParameters
     ) -> NDArray[np.number]:
         """The network's input for views of uint8 pictures [B, H, W, C], see ``preprocess.fit_views``.
 
         Raises:
             InvalidTeacher, InvalidDataset: as ``preprocess``; views cannot be made of the pictures.
         """
-        return self._input(fit_views(torch.as_tensor(images_BHWC), recipe, parameters, self.preprocessing))
+        return self._input(fit_views(torch.as_tensor(images_BHWC), recipe, drawn, self.preprocessing))
 
     def _input(self, fitted_BHWC: torch.Tensor, preprocessing: Preprocessing | None = None) -> NDArray[np.number]:
         return network_input(fitted_BHWC, preprocessing or self.preprocessing, self.graph, self._empty)
@@ -217,11 +217,9 @@ class Teacher:
         fitted_BHWC = fit(torch.as_tensor(images_BHWC), preprocessing or self.preprocessing)
         return self._run(self._input(fitted_BHWC, preprocessing), timeout_s)
 
-    def view_outputs(
-        self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters
-    ) -> NDArray[np.float32]:
+    def view_outputs(self, images_BHWC: Images, recipe: Augmentation, drawn: ViewParameters) -> NDArray[np.float32]:
         """The graph's own output [B, N] for views of pictures, no log taken."""
-        return self._run(self.preprocess_views(images_BHWC, recipe, parameters))
+        return self._run(self.preprocess_views(images_BHWC, recipe, drawn))
 
     def run_preflight(self, dataset: Dataset, rows: int = ROWS, *, accept: bool = False) -> PreflightReport:
         """Run the preflight on ``rows`` labelled pictures or more; sets ``output_kind`` and ``columns``.

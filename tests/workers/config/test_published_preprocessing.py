@@ -204,6 +204,7 @@ def test_hugging_face_config_becomes_what_its_processor_does(
         ({**CLIP, "do_center_crop": False}, "size.shortest_edge without a centre crop"),
         ({**CLIP, "do_resize": False}, "do_center_crop without do_resize"),
         ({**CLIP, "size": {"shortest_edge": 200}}, "resize is 200, less than size"),
+        ({**VIT, "do_center_crop": True}, "do_center_crop of the processor 'ViT'"),
         ({**VIT, "resample": None}, "resample is left to the processor's class"),
         ({**VIT, "resample": 9}, "resample is 9"),
         ({**VIT, "image_mean": None}, "image_mean is left to"),

@@ -32,5 +32,5 @@ class TeacherSession(Protocol):
     ) -> Outputs:
         """The graph's own output [B, N] for uint8 pictures, no log taken."""
 
-    def view_outputs(self, images_BHWC: Images, recipe: Augmentation, parameters: ViewParameters) -> Outputs:
+    def view_outputs(self, images_BHWC: Images, recipe: Augmentation, drawn: ViewParameters) -> Outputs:
         """The graph's own output [B, N] for views of uint8 pictures, no log taken."""
