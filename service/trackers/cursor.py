@@ -50,7 +50,7 @@ class Cursor:
         self._connection.execute("DELETE FROM stalls WHERE id = ?", (job_id,))
 
     def stalls(self, job_id: str) -> int:
-        """How often calls about a job have stalled since it has advanced."""
+        """Number of calls about a job that have stalled since it has advanced."""
         row = self._connection.execute("SELECT count FROM stalls WHERE id = ?", (job_id,)).fetchone()
         return 0 if row is None else int(row[0])
 

@@ -65,7 +65,7 @@ def eta_words(document: Document, now: datetime | None = None) -> str:
 
 
 def webhook_words(delivery: Mapping[str, str | int | None]) -> str:
-    """How far the delivery of a job's webhook is, and why the last attempt failed."""
+    """Status of the delivery of a job's webhook, and why the last attempt failed."""
     attempts = f" after {delivery['attempts']} attempts" if delivery["attempts"] else ""
     why = f": {delivery['last_error']}" if delivery["last_error"] else ""
     return f"{str(delivery['status']).replace('_', ' ')}{attempts}{why}"
