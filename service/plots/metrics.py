@@ -34,6 +34,10 @@ class Axis:
 
 def axis_of(metric: str) -> Axis:
     """The axis of a metric; one that is not known here has its own name and no unit."""
+    # Of the average of the weights (training.ema), beside those that are trained.
+    if metric.startswith(("ema_", "validation_ema_")):
+        axis = axis_of(metric.replace("ema_", "", 1))
+        return Axis(f"{axis.label}, averaged weights", axis.factor)
     name, split = metric, "test" if metric in _OF_TEST else ""
     for prefix, of in _PREFIXES.items():
         if metric.startswith(prefix):

@@ -22,7 +22,7 @@ from tests.benchmarks.epoch import network
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.counts import Counts, counting, read_counts
 from workers.config.task import TrainingTask
-from workers.config.training import Sgd, Training
+from workers.config.training import Adam, Ema, OneCycleSchedule, RmsProp, Sgd, Training
 from workers.errors import Stopped
 from workers.events import Epoch, ignore
 from workers.methods.catalog import parse_method
@@ -160,6 +160,26 @@ def measure_presets(presets: Sequence[str], precision: str) -> dict[str, dict[st
         base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)
         for preset in presets:
             answer[preset] = asdict(measure([order_of(base, preset, **eager(precision))]))
+    return answer
+
+
+def measure_options(optimizer: str) -> dict[str, dict[str, Any]]:
+    """The steps of a run with all that a step can do beside its method, launched one by one and replayed."""
+    kinds = {"rmsprop": RmsProp(momentum=0.9, centered=True), "adam": Adam()}
+    options: dict[str, object] = {
+        "optimizer": kinds[optimizer],
+        "schedule": OneCycleSchedule(),
+        "ema": Ema(),
+        "no_decay": "norm_and_bias",
+        "accumulate": 3,
+        "max_gradient_norm": 5.0,
+    }
+    answer = {}
+    with tempfile.TemporaryDirectory() as folder:
+        base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)
+        for place, graph in enumerate(("off", "on")):
+            order = order_of(base, "ctkd", place, cuda_graph=graph, precision="float32", **options)
+            answer[graph] = asdict(measure([order]))
     return answer
 
 

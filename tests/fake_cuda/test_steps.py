@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.fake_cuda.processes import FakeCuda
-from tests.fake_cuda.steps import ALL, measure_epoch_end, measure_group, measure_presets
+from tests.fake_cuda.steps import ALL, measure_epoch_end, measure_group, measure_options, measure_presets
 
 pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 
@@ -13,12 +13,14 @@ pytestmark = [pytest.mark.fake_cuda, pytest.mark.timeout(900)]
 BEYOND = {"kd": 45, "dkd": 75, "rld": 75, "dtkd": 75, "normkd": 75, "atkd": 75}
 TOGETHER = 0.85
 PRECISIONS = ("float32", "bfloat16")
+OPTIMIZERS = ("rmsprop", "adam")
 
 
 def _everything() -> dict[str, Any]:
     return {
         "float32": measure_presets(ALL, "float32"),
         "bfloat16": measure_presets(list(BEYOND), "bfloat16"),
+        "options": {optimizer: measure_options(optimizer) for optimizer in OPTIMIZERS},
         "group": {precision: measure_group(precision) for precision in PRECISIONS},
         # Learned temperatures and two views are more to save and to read.
         "end": {preset: measure_epoch_end(preset) for preset in ("kd", "ctkd", "mlld")},
@@ -36,6 +38,18 @@ def test_training_step_never_waits_for_the_device(preset: str, counted: dict[str
     step = counted["float32"][preset]
     assert step["synchronising"] == []
     assert (step["synchronisations"], step["blocking_copies"]) == (0, 0)
+
+
+@pytest.mark.parametrize("graph", ["off", "on"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_step_with_every_option_never_waits_for_the_device(
+    optimizer: str, graph: str, counted: dict[str, Any]
+) -> None:
+    """Averages, parts of a batch, groups of parameters; with a graph it is one launch, and no reason to do without."""
+    step = counted["options"][optimizer][graph]
+    assert step["synchronising"] == []
+    assert (step["synchronisations"], step["blocking_copies"]) == (0, 0)
+    assert step["launches"] > 100 if graph == "off" else step["launches"] < 50
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

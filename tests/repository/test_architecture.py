@@ -44,6 +44,7 @@ HOMES = {
     ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),
+    "timm": ("workers/students/timm_models.py",),
     "mlflow": ("service/trackers/sinks/mlflow.py",),
     "wandb": ("service/trackers/sinks/wandb.py",),
     "trackio": ("service/trackers/sinks/trackio.py",),
@@ -70,6 +71,7 @@ LIGHT = (
     "workers.events",
     "workers.config.job",
     "workers.config.task",
+    "workers.config.weights_file",
     "workers.data.kinds.registry",
     "workers.augmentation.single",
     "workers.data.decoded",
@@ -107,7 +109,7 @@ LIGHT = (
     "service.trackers.export",
 )
 HEAVY = (
-    *("torch", "torchvision", "ray", "onnxruntime", "scipy", "sklearn", "PIL"),
+    *("torch", "torchvision", "timm", "ray", "onnxruntime", "scipy", "sklearn", "PIL"),
     *("matplotlib", "mlflow", "wandb", "trackio", "pandas", "pyarrow"),
 )
 TOP_LEVEL = {

@@ -24,10 +24,10 @@ def build_timm(name: str, classes: int, in_channels: int, image_side: int, *, dr
         InvalidJob: timm cannot make it so: it has no stochastic depth, or cannot take such images.
     """
     # It loads as much as torch itself, and only these students need it.
-    from timm.layers import DropPath
+    from timm.layers.drop import DropPath
     from timm.models import create_model
 
-    options = {} if drop_path is None else {"drop_path_rate": drop_path}
+    options: dict[str, Any] = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
         arguments = input_arguments(name, in_channels, image_side)
         network: nn.Module = create_model(pretrained=False, num_classes=classes, **arguments, **options)

@@ -103,7 +103,7 @@ def model_config(facts: ModelFacts) -> dict[str, object]:
     if facts.timm is None:
         return {"architecture": facts.student, **common, "preprocessing": pictures}
     config = {"architecture": facts.timm, **common}
-    arguments = {"in_chans": channels} if channels != 3 else {}
+    arguments: dict[str, object] = {"in_chans": channels} if channels != 3 else {}
     if facts.student.startswith(timm_catalog.PREFIX) and "img_size" in _timm_arguments(facts):
         arguments["img_size"] = preprocessing.size
     if arguments:

@@ -3,7 +3,7 @@
 import inspect
 import math
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -126,7 +126,7 @@ def new_optimizer(training: Training, parameters: Groups, device: torch.device) 
         optimizer.reads_flag = not is_cuda
     else:
         kind = _AdamW if isinstance(chosen, AdamW) else _Adam
-        eps = {"eps": chosen.eps} if isinstance(chosen, Adam) else {}
+        eps: dict[str, Any] = {"eps": chosen.eps} if isinstance(chosen, Adam) else {}
         optimizer = kind(
             parameters,
             lr=chosen.lr,

@@ -21,10 +21,10 @@ def parameter_groups(training: Training, network: nn.Module, learned: Mapping[st
         learned: temperatures that the method learns: scalars.
     """
     named = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    everything = [*named.values(), *learned.values()]
+    everything: list[nn.Parameter] = [*named.values(), *learned.values()]
     if training.no_decay == "none":
         return everything
-    own: set[str] = set(network.no_weight_decay()) if hasattr(network, "no_weight_decay") else set()
+    own: set[str] = set(getattr(network, "no_weight_decay", set)())
     spared = {id(p) for name, p in named.items() if p.ndim <= 1 or name.endswith(".bias") or name in own}
     spared |= {id(p) for p in learned.values()}
     return [

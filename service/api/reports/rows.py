@@ -20,6 +20,8 @@ def report_row(run: ReportedRun) -> ReportRow:
     result: _Json = run.result or {}
     last: _Json = result.get("last") or run.metrics or {}
     best = best_epoch(result)
+    # The metrics of an epoch have both sets of weights; a row tells of those that leave.
+    weights = "ema_" if result.get("weights") == "ema" else ""
     environment: _Json = result.get("environment") or {}
     test, validation = (figures(run, split) for split in ("test", "validation"))
     return ReportRow(
@@ -28,13 +30,13 @@ def report_row(run: ReportedRun) -> ReportRow:
         method=run.method,
         seed=run.seed,
         state=run.state,
-        accuracy_last=last.get("top1"),
-        accuracy_best=best.get("validation_top1"),
+        accuracy_last=last.get(f"{weights}top1"),
+        accuracy_best=best.get(f"validation_{weights}top1"),
         best_epoch=best.get("epoch") or (result.get("best_epoch") if best else None),
-        agreement=last.get("agreement"),
-        kl_to_teacher=last.get("kl_to_teacher"),
-        ece=last.get("ece"),
-        nll=last.get("nll"),
+        agreement=last.get(f"{weights}agreement"),
+        kl_to_teacher=last.get(f"{weights}kl_to_teacher"),
+        ece=last.get(f"{weights}ece"),
+        nll=last.get(f"{weights}nll"),
         student_temperature=last.get("student_temperature_mean"),
         teacher_temperature=last.get("teacher_temperature_mean"),
         images_per_s=result.get("images_per_s", last.get("images_per_s")),

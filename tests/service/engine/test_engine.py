@@ -139,6 +139,30 @@ def test_reproduce_trains_the_same_bits_from_the_bundle_of_a_run(
         assert again[name] == files[name], name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_run_begins_with_an_earlier_runs_weights_and_is_reproduced_with_all_options(
+    service: Processes, trained: dict[str, Any], teacher_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By HTTP and command line: averages, RMSprop, parts of a batch, and the weights of a run."""
+    client = service.client
+    options = {"optimizer": {"kind": "rmsprop", "lr": 0.001}, "ema": {"decay": 0.9}, "accumulate": 2, "drop_last": True}
+    body = job_of(teacher_id, "kd", epochs=1, **options, no_decay="norm_and_bias", schedule={"kind": "one_cycle"})
+    job = client.submit(body | {"students": [{"name": "cnn_s", "init": {"run": trained["id"]}}]})
+    assert client.wait(job["id"])["state"] == "succeeded"
+    [run] = client.runs(job["id"])
+    [file] = [file for file in client.artifacts(trained["id"]) if file["name"] == "student.safetensors"]
+    assert run["result"]["init"]["sha256"] == file["sha256"]
+    assert run["result"]["weights"] == "ema"
+    assert run["result"]["evaluation"]["test"]["top1"] == pytest.approx(run["result"]["last"]["ema_top1"])
+    said = [event["data"]["message"] for event in client.events(job["id"]) if event["type"] == "log"]
+    assert any(f"begins with the weights of run {trained['id']}" in message for message in said)
+
+    assert main(["--url", client.base_url, "--json", "reproduce", run["id"]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["same_weights"], told["differences"]) == (True, [])
+
+
 def test_evaluate_measures_a_run_and_a_file_and_trains_nothing(
     service: Processes, trained: dict[str, Any], digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
