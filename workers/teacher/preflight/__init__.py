@@ -33,5 +33,5 @@ What it does not do: judge how good a teacher is. A weak one passes.
 Modules: ``check`` and ``views`` are the two checks, ``report`` their reports; ``rows`` draws the slice, ``score`` holds
 the tests; ``output_kind``, ``class_order`` and ``preprocessings`` are points 4 and 6.
 
-Legend: R rows of the slice, N classes, V usual preprocessings.
+Legend: R rows of the slice, N columns of the output, K classes of the dataset, V usual preprocessings.
 """

@@ -58,7 +58,8 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     difference = max(difference, repeated)
     kind = find_kind(teacher, outputs_RN, teacher.reading.output_kind)
 
-    score = Score.of(chosen(outputs_RN, classes.columns), labels_R)
+    outputs_RK = chosen(outputs_RN, classes.columns)
+    score = Score.of(outputs_RK, labels_R)
     order = better_order(score, dataset.class_names)
     preprocessing, variant_rows = better_preprocessing(teacher, dataset, index_R, score, columns=classes.columns)
     warnings = [*([classes.note] if classes.note else ()), *kind.warnings, *_alone_warning(teacher, rows_per_s)]
@@ -67,7 +68,7 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     return PreflightReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + len(again) + variant_rows,
-        classes=len(dataset.class_names),
+        classes=outputs_RK.shape[1],
         output=teacher.graph.output,
         output_kind=kind.stored,
         columns=classes.columns,
