@@ -120,7 +120,8 @@ def forget(folder: Path, teacher: TeacherSpec) -> None:
 
 
 def _marker(folder: Path, teacher: TeacherSpec) -> Path:
-    identity = teacher.model_dump(mode="json", exclude={"path"})
+    # How the output is read changes nothing of the run.
+    identity = teacher.model_dump(mode="json", exclude={"path", "output_kind", "class_names", "class_map"})
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return folder / hashlib.sha256(text.encode()).hexdigest()
 

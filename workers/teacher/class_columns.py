@@ -53,7 +53,7 @@ def match_classes(
     Args:
         reading: with ``class_names`` and ``class_map`` of the client.
         file_names: class names in the file's metadata.
-        dataset_names: in label order; empty where nothing names the classes.
+        dataset_names: in label order; empty where nothing names the dataset's classes.
         outputs: columns of the output; None where the graph leaves them open.
 
     Raises:
@@ -62,10 +62,9 @@ def match_classes(
             of classes differ and nothing tells which is which.
     """
     check_names(reading, outputs)
-    if not dataset_names:
-        # Nothing names the dataset's classes: they are the teacher's outputs.
-        return ClassColumns(None, "position")
     names = reading.class_names
+    if not dataset_names:  # of classes that nothing names, the teacher tells the number
+        return ClassColumns(None, "position", names)
     if names is None and file_names is not None and outputs in (None, len(file_names)):
         names = tuple(file_names)
     if names is None and not reading.class_map:

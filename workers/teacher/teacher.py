@@ -170,9 +170,7 @@ class Teacher:
         """
         return self._input(fit(torch.as_tensor(images_BHWC), self.preprocessing))
 
-    def preprocess_views(
-        self, images_BHWC: Images, recipe: Augmentation, drawn: ViewParameters
-    ) -> NDArray[np.number]:
+    def preprocess_views(self, images_BHWC: Images, recipe: Augmentation, drawn: ViewParameters) -> NDArray[np.number]:
         """The network's input for views of uint8 pictures [B, H, W, C], see ``preprocess.fit_views``.
 
         Raises:

@@ -14,6 +14,7 @@ from service.engine.scheduler import job_spec
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes
 from tests.workers.onnx.test_packing import tarred, zipped
+from workers.onnx import versions
 
 pytest_plugins = ["tests.support.service_fixtures"]
 GRAY = PREPROCESSING.model_dump_json()
@@ -48,6 +49,13 @@ def takes_bytes() -> bytes:
     outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])]
     graph = helper.make_graph(nodes, "bytes", inputs, outputs, [weight])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+
+@pytest.fixture(autouse=True)
+def _without_smoke_run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an API whose machine has no ONNX Runtime, but for the test that is about the run."""
+    if request.function is not test_byte_input_and_scalar_inputs:
+        monkeypatch.setattr(versions, "is_runtime_installed", lambda: False)
 
 
 def kept(api: Api) -> list[str]:

@@ -37,5 +37,5 @@ Modules: ``check`` and ``views`` are the two checks, ``report`` their reports; `
 the tests; ``output_kind``, ``class_order`` and ``preprocessings`` are points 4 and 6; ``without_labels`` stands in for
 5 and 6.
 
-Legend: R rows of the slice, N classes, V usual preprocessings.
+Legend: R rows of the slice, N columns of the output, K classes of the dataset, V usual preprocessings.
 """

@@ -85,7 +85,7 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     return PreflightReport(
         rows=len(index_R),
         forwards=1 + len(index_R) + len(alone) + len(again) + more_rows,
-        classes=len(dataset.class_names) or outputs_RN.shape[1],
+        classes=of_classes_RN.shape[1],
         output=teacher.graph.output,
         output_kind=kind.stored,
         columns=classes.columns,
