@@ -449,6 +449,13 @@ def test_datasets_can_be_added_listed_and_deleted(api: Api, cli: Retort) -> None
     status, _, err = cli("datasets", "add", "pets", "folder", "--path", "pets", "--storage", "tape")
     assert status == 1
     assert "'decoded' or 'files'" in err
+    for name in ("cat", "dog"):
+        picture = api.settings.data_root / "pets" / name / "1.png"
+        picture.parent.mkdir(parents=True)
+        picture.write_bytes(b"")
+    status, out, err = cli("datasets", "add", "pets", "folder", "--path", "pets", "--on-bad-picture", "skip")
+    assert (status, err.startswith("note: there is no test split")) == (0, True)
+    assert cli("datasets", "bad-pictures", out.strip())[1].split() == ["split", "sample", "reason", "left", "out"]
 
 
 def test_methods_and_students_are_listed(cli: Retort) -> None:
