@@ -27,7 +27,8 @@ def parameter_groups(training: Training, network: nn.Module, learned: Mapping[st
     own: set[str] = set(getattr(network, "no_weight_decay", set)())
     spared = {id(p) for name, p in named.items() if p.ndim <= 1 or name.endswith(".bias") or name in own}
     spared |= {id(p) for p in learned.values()}
-    return [
+    groups: list[dict[str, object]] = [
         {"params": [p for p in everything if id(p) in spared], "weight_decay": 0.0},
         {"params": [p for p in everything if id(p) not in spared]},
     ]
+    return groups
