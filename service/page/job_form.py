@@ -11,8 +11,8 @@ from nicegui import ui
 from nicegui.elements.mixins.validation_element import ValidationElement
 
 from service.page.elements import more_note, set_props
-from service.page.number_field import number_field
-from service.page.schema_form import Schema, SchemaForm, resolve, variants
+from service.page.number_field import Schema, number_field
+from service.page.schema_form import SchemaForm, resolve, variants
 from service.page.texts import count
 from service.page.viewer import Document, ViewerApi
 
