@@ -91,7 +91,9 @@ def find_teacher(client: Client, wanted: Document) -> str:
     alike = [teacher for teacher in client.teachers() if teacher["sha256"] == wanted["sha256"]]
     for teacher in alike:
         is_same = all(teacher[name] == wanted[name] for name in ("output", "preprocessing"))
-        reading = TeacherReading.model_validate({name: teacher[name] for name in TeacherReading.model_fields})
+        reading = TeacherReading.model_validate(
+            {name: teacher[name] for name in TeacherReading.model_fields if name in teacher}
+        )
         if is_same and reading == stated:
             return str(teacher["id"])
     what = "with another output, preprocessing or reading" if alike else "not at all"

@@ -8,15 +8,18 @@ Legend: N samples, C classes.
 """
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workers.errors import InvalidDataset
 from workers.texts import listed, shortened
+
+if TYPE_CHECKING:
+    from workers.events import Split
 
 Values = NDArray[np.int64]
 
@@ -83,14 +86,14 @@ class NamedClasses:
     names: tuple[str, ...]
     notes: ClassVar[tuple[str, ...]] = ()
 
-    def number(self, labels_N: Iterable[str], where: object) -> Values:
-        """Class 0..C-1 of each label, int64 [N].
+    def number(self, labels_N: Iterable[str | None], where: object) -> Values:
+        """Class 0..C-1 of each label, int64 [N]; -1 of None, which is no label.
 
         Raises:
             InvalidDataset: a label that is none of the names.
         """
         try:
-            return np.array([self._numbers[label] for label in labels_N], dtype=np.int64)
+            return np.array([-1 if label is None else self._numbers[label] for label in labels_N], dtype=np.int64)
         except KeyError as error:
             raise InvalidDataset(
                 f"{where} holds the label {shortened(repr(error.args[0]))}, which is none of the classes: those are "
@@ -140,6 +143,38 @@ def distinct(pieces: Iterable[NDArray[Any]], where: object) -> tuple[Values, int
         values, count = np.union1d(values, piece.astype(np.int64, copy=False)), count + piece.size
         check_number(len(values), where)
     return values, count
+
+
+def trained_values(found: "Mapping[Split, Values]", names: Sequence[str] | None, where: object) -> Values:
+    """Labels that stand for the classes: int64, ascending, empty where no picture has one and nothing names them.
+
+    They are those of the training pictures; where not all of these have one, 0 up to the largest of any split or to the
+    last name, for a class may be without a labelled picture.
+
+    Args:
+        found: different labels of each split that has some, ascending; -1 stands for none.
+        names: of the classes, where they are known.
+
+    Raises:
+        InvalidDataset: too many classes.
+    """
+    trained = found.get("train")
+    if trained is not None and -1 not in trained:
+        return trained
+    largest = max((int(values[-1]) for values in found.values()), default=-1)
+    check_number(largest + 1, where)
+    return np.arange(largest + 1 if names is None else len(names), dtype=np.int64)
+
+
+def trained_names(found: "Mapping[Split, Collection[str | None]]") -> set[str]:
+    """Labels that are names of the classes: those of train, or of all splits where not all training pictures have one.
+
+    Args:
+        found: different labels of each split that has some; None stands for none.
+    """
+    trained = found.get("train", {None})
+    chosen = set().union(*found.values()) if None in trained else set(trained)
+    return {label for label in chosen if label is not None}
 
 
 def all_labelled(labels_N: Values, where: object) -> Values:

@@ -17,16 +17,18 @@ from numpy.typing import NDArray
 from workers.data.label_values import (
     Classes,
     NamedClasses,
-    all_labelled,
     check_number,
     classes_of,
     classes_of_names,
     distinct,
+    trained_names,
+    trained_values,
 )
 from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
 from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
 from workers.errors import InvalidDataset
 from workers.texts import shortened
+from workers.unlabelled import count_classes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,12 +43,12 @@ _HELD_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class LabelColumn:
-    """Column of labels of every split.
+    """Column of labels of every split that has it.
 
     Attributes:
-        tables: of each split.
+        tables: of each such split.
         column: its name.
-        names: of the classes, where the table notes them.
+        names: of the classes, where the client or the table gives them.
         path: of the dataset.
     """
 
@@ -56,81 +58,78 @@ class LabelColumn:
     path: "Path"
 
     def classes(self) -> Classes | NamedClasses:
-        """Classes of the training split.
+        """Classes of the training split, or of all splits where not all training rows have a label.
 
         Raises:
-            InvalidDataset: damaged, without a label in some row, or too many rows or classes.
+            InvalidDataset: damaged, or too many classes.
         """
-        for split, tables in self.tables.items():
-            rows = sum(table.rows for table in tables)
-            if not 0 < rows <= LABELS_MAX:
-                raise InvalidDataset(
-                    f"{self.path}: the {split} split has {rows} rows; 1 to {LABELS_MAX} are read: split the dataset"
-                )
-        if self._is_text():
-            found: set[str] = set()
-            for piece in self._values("train"):
-                found.update(piece.tolist())
-                check_number(len(found), self.path)
-            return classes_of_names(found, self.names, self.path)
-        values, _ = distinct(self._values("train"), self.path)
+        if self.tables and self._is_text():
+            texts: dict[Split, set[str | None]] = {}
+            for split in self.tables:
+                found = texts.setdefault(split, set())
+                for piece in self._values(split):
+                    found.update(piece.tolist())
+                    check_number(len(found), self.path)
+            return classes_of_names(trained_names(texts), self.names, self.path)
+        values = {split: distinct(self._values(split), self.path)[0] for split in self.tables}
+        trained = trained_values(values, self.names, self.path)
         if self.names is None:
-            check_labels(values[values < 0], int((values >= 0).sum()), self._place("train"))
-        return classes_of(values, self.names)
+            check_labels(trained[trained < 0], int((trained >= 0).sum()), self._place("train"))
+        return classes_of(trained, self.names)
 
     def check(self, classes: Classes | NamedClasses) -> "dict[Split, tuple[int, ...]]":
         """Check the labels of every split; returns how many there are of each class, by split.
 
         Raises:
-            InvalidDataset: labels of no class, or a class without a training picture.
+            InvalidDataset: labels of no class, or a class without a training picture where all have a label.
         """
         counts = {split: np.zeros(len(classes.names), np.int64) for split in self.tables}
 
         def counted(split: "Split") -> Iterator[Labels]:
             for piece in self.pieces(split, classes):
                 yield piece
-                counts[split] += np.bincount(piece, minlength=len(classes.names))
+                counts[split] += count_classes(piece, len(classes.names))
 
         places = {split: self._place(split) for split in self.tables}
         check_pieces(counted, classes.names, places, self.path)
         return {split: tuple(found.tolist()) for split, found in counts.items()}
 
     def pieces(self, split: "Split", classes: Classes | NamedClasses) -> Iterator[Labels]:
-        """Classes 0..C-1 of the rows of a split, in pieces."""
-        place = self._place(split)
-        return (all_labelled(classes.number(piece, place), place) for piece in self._values(split))
+        """Classes 0..C-1 of the rows of a split, or -1, in pieces; none of a split without the column."""
+        return (classes.number(piece, self._place(split)) for piece in self._values(split))
 
     def _place(self, split: "Split") -> str:
         return f"{self.path}: column {self.column!r} of {split}"
 
+    @property
+    def _first(self) -> Table:
+        return next(iter(self.tables.values()))[0]
+
     def _is_text(self) -> bool:
         import pyarrow as pa
 
-        found = self.tables["train"][0].schema.field(self.column).type
+        found = self._first.schema.field(self.column).type
         kind = found.value_type if pa.types.is_dictionary(found) else found
         return not (pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
     def _values(self, split: "Split") -> Iterator[NDArray[Any]]:
-        """Labels of a split as they are in the files: int64, or objects that are texts."""
+        """Labels of a split as they are in the files: int64, or texts; -1 or None of rows without one."""
         import pyarrow as pa
 
+        if split not in self.tables:
+            return
         wanted = pa.string() if self._is_text() else pa.int64()
         for table in self.tables[split]:
             for piece in table.pieces(self.column):
-                if piece.null_count:
-                    raise InvalidDataset(
-                        f"{table.path}: {piece.null_count} rows have no label in the column {self.column!r}: fill it, "
-                        "or leave them out"
-                    )
                 try:
                     plain = piece.dictionary_decode() if pa.types.is_dictionary(piece.type) else piece
                     values = plain.cast(wanted)
                 except pa.lib.ArrowException as error:
                     raise InvalidDataset(
                         f"{table.path}: the column {self.column!r} of type {piece.type} cannot be read as {wanted}, as "
-                        f"that of {self.tables['train'][0].path} is: {shortened(error)}"
+                        f"that of {self._first.path} is: {shortened(error)}"
                     ) from error
-                yield values.to_numpy(zero_copy_only=False)
+                yield (values if wanted == pa.string() else values.fill_null(-1)).to_numpy(zero_copy_only=False)
 
 
 class ImageColumn:
@@ -196,6 +195,15 @@ class ImageColumn:
                     self._held.popitem(last=False)
             self._held.move_to_end(group)
             return self._held[group]
+
+
+def check_rows(tables: Sequence[Table], split: str, path: "Path") -> None:
+    """Raise InvalidDataset where a split has no rows, or more than labels are read of."""
+    rows = sum(table.rows for table in tables)
+    if not 0 < rows <= LABELS_MAX:
+        raise InvalidDataset(
+            f"{path}: the {split} split has {rows} rows; 1 to {LABELS_MAX} are read: split the dataset"
+        )
 
 
 def check_groups(tables: Iterable[Table], column: str) -> None:

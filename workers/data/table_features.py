@@ -37,10 +37,12 @@ class Features:
         fitting = [field.name for field in self._table.schema if _holds_bytes(field.type)]
         return self._chosen("image", given, fitting, [name for name in noted if name in fitting])
 
-    def label(self, given: str | None) -> str:
-        """Name of the column of labels; arguments and errors as those of ``image``."""
+    def label(self, given: str | None) -> str | None:
+        """Name of the column of labels; None without any. Arguments and errors as those of ``image``."""
         noted = [name for name in self._table.schema.names if self._kind(name) == "ClassLabel"]
         fitting = [field.name for field in self._table.schema if _holds_labels(field.type)]
+        if given is None and not fitting:
+            return None
         return self._chosen("label", given, fitting, [name for name in noted if name in fitting])
 
     def class_names(self, label: str) -> tuple[str, ...] | None:

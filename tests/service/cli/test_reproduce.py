@@ -79,8 +79,9 @@ def test_find_teacher_wants_digest_output_and_preprocessing() -> None:
     assert find(name="another") == "tch_1"
     with pytest.raises(CommandFailed, match=f"SHA-256 {'1' * 64} is there not at all: upload it"):
         find(sha256="5" * 64)
-    with pytest.raises(CommandFailed, match="with another output or preprocessing: upload it"):
-        find(preprocessing={"size": [8, 8]})
+    for other in ({"preprocessing": {"size": [8, 8]}}, {"output_kind": "sigmoid"}, {"class_names": ["a", "b"]}):
+        with pytest.raises(CommandFailed, match="with another output, preprocessing or reading: upload it"):
+            find(**other)
 
 
 def test_custom_methods_named_like_a_preset_are_renamed_and_no_others() -> None:

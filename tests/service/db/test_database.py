@@ -83,7 +83,9 @@ def _run(index: int, **values: object) -> dict[str, object]:
 # Every column that any version has had, but for those that the database counts up. A value that a version has no column
 # for is left out there.
 ROWS: Mapping[str, list[dict[str, object]]] = {
-    "teachers": [{**TEACHER, "created_at": AT}],
+    "teachers": [
+        {**TEACHER, "reading": {"output_kind": "sigmoid"}, "file_class_names": ["cat", "dog"], "created_at": AT},
+    ],
     "datasets": [
         {
             "id": new_id("ds"),

@@ -53,6 +53,37 @@ def test_parquet_integers_are_numbered_and_it_is_said(tmp_path: Path) -> None:
     np.testing.assert_array_equal(prepare(spec, "train", tmp_path).labels_N, LABEL)
 
 
+@pytest.mark.parametrize("none", [-1, None])
+def test_parquet_rows_without_a_label_are_of_no_class(tmp_path: Path, none: int | None) -> None:
+    labels = [none, *LABEL[1:].tolist()]
+    source = examine(write(tmp_path / "a.parquet", image=BYTES, label=labels), tmp_path)
+    assert (source.class_names, source.labelled) == (("0", "1", "2", "3"), {"train": 11})
+    found = prepare(ParquetDataset(kind="parquet", path="a.parquet"), "train", tmp_path)
+    assert found.labels_N.tolist() == [-1, *LABEL[1:].tolist()]
+
+
+def test_parquet_of_names_has_none_where_they_are_null(tmp_path: Path) -> None:
+    words = [None, *np.array(["cow", "ape", "dog", "cat"])[LABEL[1:]]]
+    spec = write(tmp_path / "a.parquet", image=BYTES, label=words)
+    assert examine(spec, tmp_path).labelled == {"train": 11}
+    found = prepare(spec, "train", tmp_path)
+    assert [None if label < 0 else found.class_names[label] for label in found.labels_N] == words
+
+
+def test_parquet_without_a_column_of_labels_has_the_classes_of_the_test_split_or_those_named(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.parquet", image=BYTES)
+    spec = ParquetDataset(kind="parquet", path="set")
+    source = examine(spec, tmp_path)
+    assert (source.classes, source.labelled) == (0, {"train": 0})
+    named = spec.model_copy(update={"class_names": ("a", "b", "c", "d")})
+    assert examine(named, tmp_path).class_names == ("a", "b", "c", "d")
+    write(tmp_path / "set" / "test.parquet", image=BYTES, label=LABEL)
+    source = examine(spec, tmp_path)
+    assert (source.class_names, source.labelled) == (("0", "1", "2", "3"), {"train": 0})
+    assert prepare(spec, "train", tmp_path).labels_N.tolist() == [-1] * 12
+    assert prepare(spec, "test", tmp_path).labels_N.tolist() == LABEL.tolist()
+
+
 def test_parquet_rows_are_read_in_any_order_with_few_groups_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,11 +108,10 @@ def test_parquet_rows_are_read_in_any_order_with_few_groups_held(
             "several columns .* fine, coarse: set 'label' to one of",
         ),
         ({"image": BYTES, "fine": LABEL, "coarse": LABEL}, {"label": "fine"}, None),
-        ({"image": BYTES, "score": LABEL / 2}, {}, r"no column of labels .* image \(binary\), score \(double\)"),
+        ({"image": BYTES, "score": LABEL / 2}, {"label": "score"}, r"no column 'score' of labels .*score \(double\)"),
         ({"pixels": LABEL, "label": LABEL}, {}, r"no column of pictures"),
         ({"image": BYTES, "label": LABEL}, {"label": "lable"}, "has no column 'lable' of labels"),
-        ({"image": BYTES, "label": [None, *LABEL[1:]]}, {}, "1 rows have no label in the column 'label'"),
-        ({"image": BYTES, "label": LABEL - 1}, {}, "holds the label -1; labels are 0..2"),
+        ({"image": BYTES, "label": LABEL - 2}, {}, "holds the label -2; labels are 0..1"),
         ({"image": BYTES, "label": ["a"] * 12}, {}, "at least two"),
     ],
 )
@@ -159,8 +189,7 @@ def test_parquet_files_must_agree_on_names_and_columns(tmp_path: Path) -> None:
         examine(spec, tmp_path)
     unknown = pa.array([-1, *LABELS["test"][1:]], pa.int64())
     pq.write_table(table.set_column(1, "label", unknown), path)
-    with pytest.raises(InvalidDataset, match=r"column 'label' of test holds the label -1, of no class, 1 times"):
-        examine(spec, tmp_path)
+    assert examine(spec, tmp_path).labelled == {"test": 7}
     pq.write_table(table.rename_columns(["img", "label"]), path)
     with pytest.raises(InvalidDataset, match=r"test-00000-of-00001.parquet has no column 'image' of pictures"):
         examine(spec, tmp_path)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field
 
 from workers.data.class_names import check_class_names
+from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.kinds.base import SPLIT_NAMES, Option, Source
 from workers.data.kinds.encoded import EncodedPictures
 from workers.errors import InvalidDataset
+from workers.texts import listed
 
 if TYPE_CHECKING:
     from workers.data.encoded_rows import EncodedRows
@@ -31,7 +33,9 @@ class ParquetDataset(EncodedPictures):
         path: a folder, a file or a pattern; see ``workers.data.split_files``.
         image: name of the column of pictures; None takes that which is noted as pictures, the only one that can hold
             them, or ``image``.
-        label: name of the column of labels, likewise.
+        label: name of the column of labels, likewise. A split without one has no labels; nor has a row with -1
+            or null.
+        class_names: in the place of the table's, or of the labels.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
@@ -44,12 +48,14 @@ class ParquetDataset(EncodedPictures):
         **EncodedPictures.options,
         "image": Option("Column of the pictures.", "the only one, or `image`"),
         "label": Option("Column of the labels.", "the only one, or `label`"),
+        "class_names": OPTION,
     }
     sought: ClassVar[str] = "parquet files"
 
     kind: Literal["parquet", "arrow"]
     image: _ColumnName | None = None
     label: _ColumnName | None = None
+    class_names: ClassNames | None = Field(None, exclude_if=lambda given: given is None)
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
@@ -63,26 +69,31 @@ class ParquetDataset(EncodedPictures):
 
     def examine(self, data_root: Path) -> Source:
         """Read schemas, numbers of rows and the labels; no picture is read."""
-        from workers.data.table_columns import check_groups
+        from workers.data.table_columns import check_groups, check_rows
         from workers.data.tables import check_installed
 
         check_installed()
         found = self._find(data_root)
         tables = self._tables(found)
         image, labels = self._columns(found, tables)
-        classes = labels.classes()
-        check_class_names(classes.names, found.folder)
-        counts = labels.check(classes)
-        for of_split in tables.values():
+        for split, of_split in tables.items():
+            check_rows(of_split, split, found.folder)
             check_groups(of_split, image)
+        classes = labels.classes()
+        if classes.names:
+            check_class_names(classes.names, found.folder)
+        counts = labels.check(classes)
+        samples = {split: sum(table.rows for table in of_split) for split, of_split in tables.items()}
+        labelled = {split: sum(counts.get(split, ())) for split in samples}
         return Source(
             spec=self,
             path=found.folder,
-            samples={split: sum(table.rows for table in of_split) for split, of_split in tables.items()},
+            samples=samples,
             classes=len(classes.names),
             class_names=classes.names,
             files=found.files,
             class_counts=counts,
+            labelled={split: count for split, count in labelled.items() if count < samples[split]},
             notes=classes.notes,
         )
 
@@ -93,15 +104,18 @@ class ParquetDataset(EncodedPictures):
         from workers.data.encoded_rows import EncodedRows
         from workers.data.split_files import SplitFiles
         from workers.data.table_columns import ImageColumn
+        from workers.unlabelled import with_unlabelled
 
         assert source.path is not None
         found = SplitFiles(source.path, dict(source.files))
         tables = self._tables(found)
         image, labels = self._columns(found, tables)
         pictures = ImageColumn(tables[split], image, found.name)
+        ids = pictures.ids()
+        labels_N = np.concatenate([np.empty(0, np.int64), *labels.pieces(split, labels.classes())])
         return EncodedRows(
-            labels_N=np.concatenate(list(labels.pieces(split, labels.classes()))),
-            ids=pictures.ids(),
+            labels_N=with_unlabelled(labels_N, len(ids)),
+            ids=ids,
             place=pictures.place,
             read=pictures.read,
         )
@@ -121,7 +135,7 @@ class ParquetDataset(EncodedPictures):
         return {split: [opened(path) for path in files] for split, files in found.files.items()}
 
     def _columns(self, found: "SplitFiles", tables: "Mapping[Split, list[Table]]") -> "tuple[str, LabelColumn]":
-        """Name of the column of pictures, and the column of labels; the first training file tells.
+        """Name of the column of pictures, and the column of labels; the first file that has one tells.
 
         Raises:
             InvalidDataset: they cannot be told, or another file has others.
@@ -129,16 +143,23 @@ class ParquetDataset(EncodedPictures):
         from workers.data.table_columns import LabelColumn
         from workers.data.table_features import Features
 
-        first = Features(tables["train"][0])
-        image, label = first.image(self.image), first.label(self.label)
-        names = first.class_names(label)
-        for table in (table for of_split in tables.values() for table in of_split):
-            here = Features(table)
-            here.image(image)
-            here.label(label)
-            if here.class_names(label) != names:
-                raise InvalidDataset(
-                    f"{table.path} notes other names of classes than {tables['train'][0].path}: all files must have "
-                    "the same, in the same order"
-                )
-        return image, LabelColumn(tables, label, names, found.folder)
+        every = [(split, Features(table), table) for split, of_split in tables.items() for table in of_split]
+        image = every[0][1].image(self.image)
+        columns = {(split, here.label(self.label)) for split, here, _ in every if here.image(image)}
+        label = min((name for _, name in columns if name is not None), default=None)
+        if len({name for _, name in columns} - {None}) > 1 or len(columns) > len(tables):
+            different = listed(sorted({str(name) for _, name in columns}))
+            raise InvalidDataset(
+                f"{found.folder}: the files have other columns of labels than each other, {different}: set 'label' "
+                "to the one that all have"
+            )
+        labelled = {split: of_split for split, of_split in tables.items() if label and (split, label) in columns}
+        names = {here.class_names(label): table for split, here, table in every if label and split in labelled}
+        if len(names) > 1:
+            one, other = list(names.values())[:2]
+            raise InvalidDataset(
+                f"{other.path} notes other names of classes than {one.path}: all files must have the same, in the same "
+                "order"
+            )
+        noted = next(iter(names), None)
+        return image, LabelColumn(labelled, label or "label", self.class_names or noted, found.folder)
