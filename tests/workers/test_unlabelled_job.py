@@ -13,8 +13,6 @@ from workers.errors import InvalidJob
 from workers.events import Log, PreflightChecked
 from workers.pipeline import JobOutcome, run_job
 
-SPARSE = {"encoding": {"kind": "sparse", "top": 1, "tail": 1, "temperature": 4.0}, "allow_lossy": True}
-
 
 def written(digits: Digits, path: Path, labels_N: np.ndarray | None, *, test_labels: bool = True) -> None:
     """An npz of the digits with these training labels."""
@@ -86,7 +84,7 @@ def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path
     written(digits, tmp_path / "digits.npz", labels_N)
     with pytest.raises(InvalidJob, match=r"method 'dkd': .* only \d+ of 1,4\d\d pictures of the training split has"):
         trained(digits, tmp_path, "dkd")
-    outcome, events = trained(digits, tmp_path, "ce", "kd", cache=SPARSE)
+    outcome, events = trained(digits, tmp_path, "ce", "kd")
     checked = next(event for event in events if isinstance(event, PreflightChecked))
     assert checked.labelled is not None
     assert checked.labelled > 0
