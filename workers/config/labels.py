@@ -86,6 +86,12 @@ def class_warnings(classes_of_dataset: int, outputs: int | None) -> tuple[str, .
 def _check_methods(plan: Plan, total: int, known: int) -> None:
     if known == total:
         return
+    if known and plan.training.accumulate > 1 and any(method.ce_weight > 0 for method in _expanded(plan)):
+        raise InvalidJob(
+            f"training.accumulate is {plan.training.accumulate}, and only {known:,} of {total:,} training pictures have "
+            "a label: the cross-entropy is a mean over the labelled rows of a part, of which each part has "
+            "another number. Leave `accumulate` out"
+        )
     refused: list[str] = []
     for method in _expanded(plan):
         reason = method.needs_every_label if known else method.needs_some_label

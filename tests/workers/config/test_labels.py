@@ -51,6 +51,14 @@ def test_methods_that_learn_from_labels_alone_are_refused_without_any_and_warned
     assert label_warnings(plan("ce", "kd"), SAMPLES, ALL) == ()
 
 
+def test_accumulation_is_refused_where_its_parts_have_different_numbers_of_labels() -> None:
+    accumulates = {"training": {"accumulate": 2}}
+    with pytest.raises(InvalidJob, match=r"accumulate is 2, and only 50 of 1,000 .* Leave `accumulate` out"):
+        check_labels(plan("kd", **accumulates), SAMPLES, FEW)
+    for labelled in (NONE, ALL):
+        check_labels(plan("kd", **accumulates), SAMPLES, labelled)
+
+
 def test_cross_entropy_that_is_left_out_is_said_of_methods_that_have_one() -> None:
     [warning] = label_warnings(plan("kd", {"preset": "lskd", "ce_weight": 0.0}), SAMPLES, NONE)
     assert "no picture of the training split has a label: the cross-entropy of 'kd' is left out" in warning
