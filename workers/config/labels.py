@@ -88,7 +88,7 @@ def _check_methods(plan: Plan, total: int, known: int) -> None:
         return
     if known and plan.training.accumulate > 1 and any(method.ce_weight > 0 for method in _expanded(plan)):
         raise InvalidJob(
-            f"training.accumulate is {plan.training.accumulate}, and only {known:,} of {total:,} training pictures have "
+            f"training.accumulate is {plan.training.accumulate}, and {known:,} of {total:,} training pictures have "
             "a label: the cross-entropy is a mean over the labelled rows of a part, of which each part has "
             "another number. Leave `accumulate` out"
         )

@@ -53,7 +53,7 @@ def test_methods_that_learn_from_labels_alone_are_refused_without_any_and_warned
 
 def test_accumulation_is_refused_where_its_parts_have_different_numbers_of_labels() -> None:
     accumulates = {"training": {"accumulate": 2}}
-    with pytest.raises(InvalidJob, match=r"accumulate is 2, and only 50 of 1,000 .* Leave `accumulate` out"):
+    with pytest.raises(InvalidJob, match=r"accumulate is 2, and 50 of 1,000 .* Leave `accumulate` out"):
         check_labels(plan("kd", **accumulates), SAMPLES, FEW)
     for labelled in (NONE, ALL):
         check_labels(plan("kd", **accumulates), SAMPLES, labelled)
