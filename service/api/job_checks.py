@@ -154,7 +154,7 @@ def _match_classes(teacher: TeacherRecord, source: Source, names: tuple[str, ...
 
 
 def labels_of(plan: Plan, teacher: TeacherRecord, source: Source) -> tuple[LabelsPreview, list[str]]:
-    """What a dry run shows of labels and classes, and what is to be said about labels that are missing."""
+    """Labels and classes of a job as a dry run shows them, and sentences about labels that are missing."""
     classes, labelled = classes_of(teacher), source.labelled_samples
     names = source.class_names or (numbered(classes or 0) if not source.classes else None)
     shown = LabelsPreview(

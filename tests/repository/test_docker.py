@@ -170,7 +170,7 @@ def requirements(text: str) -> set[str]:
 def test_each_image_installs_its_extras_and_make_all_but_the_trackers() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = {name: set(texts) - {"retort[server]"} for name, texts in project["optional-dependencies"].items()}
-    of_both = {*project["dependencies"], *extras["server"], *extras["postgres"]}
+    of_both = {*project["dependencies"], *extras["server"], *extras["postgres"], *extras["datasets"]}
     [common] = [stage for stage in lineage("api") if stage in lineage("engine") and stage.endswith("-dependencies")]
     assert requirements(" ".join(i.argument for i in STAGES[common][1])) == of_both
     for image, other, extra in (("engine", "api", "engine"), ("api", "engine", "page")):

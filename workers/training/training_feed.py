@@ -4,9 +4,7 @@ Decoded pictures (uint8) and cached logits are moved to the device once when the
 memory-mapped on the host, shared by all runs of the machine, and is gathered and copied ahead of the loop by a thread
 (see ``prefetch``); pictures that stay files are decoded ahead by worker processes (see ``image_loader``). Nothing here
 is random: the order of an epoch is a pure function of (seed, epoch), the pictures of (recipe, seed, view, sample), so a
-resumed run sees what it would have seen.
-
-Shapes as in ``batches``.
+resumed run sees what it would have seen. Shapes as in ``batches``.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
 from typing import Literal
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from service.errors import Conflict
 from store.spec import CacheSpec
@@ -42,6 +42,11 @@ def view_pixels(
     if network == "student":
         seen = recipe.model_copy(update={"size": size}) if is_resampled else recipe
         return make_view(pixels_HWC, seen, spec.augmentation_seed, view, sample=row)
+    try:
+        preprocessing = Preprocessing.model_validate(spec.preprocessing)
+    except ValidationError:
+        # Of logits that no single preprocessing of this version has made.
+        return make_view(pixels_HWC, recipe, spec.augmentation_seed, view, sample=row)
     height, width = pixels_HWC.shape[:2]
     drawn = draw(recipe, spec.augmentation_seed, view, np.array([row]), height=height, width=width)
-    return fit_view(pixels_HWC, recipe, drawn, Preprocessing.model_validate(spec.preprocessing))
+    return fit_view(pixels_HWC, recipe, drawn, preprocessing)

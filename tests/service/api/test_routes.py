@@ -229,7 +229,7 @@ def test_a_dry_run_knows_which_splits_a_job_needs(api: Api, changes: dict[str, o
     assert answer.status_code == status, answer.text
 
 
-@pytest.mark.parametrize(("first", "told"), [(-1, "holds the label -1"), (0, "has 10 classes")])
+@pytest.mark.parametrize(("first", "told"), [(-2, "holds the label -2"), (0, "has 10 classes")])
 def test_a_dry_run_says_which_labels_a_job_would_fail_of(api: Api, first: int, told: str) -> None:
     labels = np.tile(np.arange(first, first + 9), 2)
     arrays = {f"{split}_images": np.zeros((18, 8, 8), np.uint8) for split in ("train", "test")}

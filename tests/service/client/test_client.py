@@ -54,7 +54,7 @@ def test_client_uploads_a_teacher_once_and_it_can_be_seen_and_deleted(client: Cl
 
 def test_client_gives_a_dataset_a_name_that_a_job_can_use(api: Api, client: Client) -> None:
     made = client.create_dataset("numbers", {"kind": "digits"})
-    assert client.dataset(made["id"]) == made
+    assert client.dataset(made["id"]) == {**made, "notes": None, "bad_pictures": {}}
     job = client.submit(api.job_body(dataset="numbers"))
     assert job["plan"]["dataset"] == {"kind": "digits"}
     client.cancel(job["id"])
