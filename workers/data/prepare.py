@@ -152,7 +152,8 @@ def _warn_of_ignored(source: Source, emit: Emit) -> None:
         emit(
             Log(
                 level="warning",
-                message=f"{len(source.ignored)} files are not pictures and were left out, e.g. {first}",
+                message=f"{len(source.ignored)} files are not pictures, or lie beside class folders, and were left "
+                f"out, e.g. {first}",
             )
         )
 
