@@ -151,3 +151,11 @@ def test_holdout_takes_labelled_rows_of_each_class_and_leaves_the_others_in_trai
 
 def test_holdout_of_a_split_without_labels_is_of_all_rows() -> None:
     assert len(holdout_rows(np.full(50, -1), Holdout(holdout=0.1), ())) == 5
+
+
+def test_npz_labels_of_some_rows_that_lack_0_are_said_to_be_taken_as_0_based(tmp_path: Path) -> None:
+    for first, lacking in ((0, ()), (1, ("class 0 has",)), (2, ("classes 0 to 1 have",))):
+        labels = np.array([-1, *range(first, first + 5)])
+        make_npz(tmp_path / "a.npz", train_labels=labels, test_labels=None, test_images=None)
+        notes = examine(NpzDataset(path="a.npz"), tmp_path).notes
+        assert tuple(note.split(" no labelled picture; labels are taken as 0-based")[0] for note in notes) == lacking
