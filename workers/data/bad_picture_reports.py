@@ -8,7 +8,7 @@ import contextlib
 import json
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workers.data.bad_pictures import BadPicture
 from workers.data.decoded import REPORT_SUFFIX, SOURCES
@@ -58,13 +58,14 @@ class Report(NamedTuple):
 
 
 def write_report(
-    pointer: Path, spec: DatasetKind, split: "Split", bad: Sequence[BadPicture], *, pictures: int
+    pointer: Path, spec: DatasetKind, split: "Split", bad: Sequence[BadPicture], *, pictures: int, left_out: bool
 ) -> Report | None:
     """Write the report of a split, or remove that of an earlier decoding if no picture is bad.
 
     Args:
         pointer: the note of the split's source.
         pictures: of the split, bad ones included.
+        left_out: whether the dataset was taken without them; else it was refused.
     """
     path = pointer.with_suffix(REPORT_SUFFIX)
     for earlier in _reports(path.parent, spec):
@@ -73,7 +74,7 @@ def write_report(
     if not bad:
         path.unlink(missing_ok=True)
         return None
-    report = Report(split, pictures, left_out=spec.leaves_out, bad=len(bad), path=path)
+    report = Report(split, pictures, left_out=left_out, bad=len(bad), path=path)
     described = {"spec": spec.content_description(), **report._asdict(), "path": None}
     with replacing(path, "a report of bad pictures") as file:
         for line in (described, *([each.name, each.reason] for each in bad)):
@@ -126,7 +127,7 @@ class Refusals:
         """Raise InvalidDataset if there are any, of all."""
         if not self._errors:
             return
-        bad = any(not report.left_out for report in read_reports(work_dir, spec))
+        bad = not spec.leaves_out and any(not report.left_out for report in read_reports(work_dir, spec))
         advice = (
             '. The log lists the bad ones; `"on_bad_picture": "skip"` leaves those out that are damaged' if bad else ""
         )
@@ -136,9 +137,11 @@ class Refusals:
 def _reports(folder: Path, spec: DatasetKind) -> Iterator[Report]:
     """Reports of this description, the oldest first."""
     wanted = spec.content_description()
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted(folder.glob(f"*{REPORT_SUFFIX}"), key=lambda each: each.stat().st_mtime_ns):
-            with path.open() as file:
-                described = json.loads(file.readline())
-            if described.pop("spec") == wanted:
-                yield Report(**{**described, "path": path})
+    found: list[tuple[int, Path, dict[str, Any]]] = []
+    for path in folder.glob(f"*{REPORT_SUFFIX}"):
+        # One that another process removes meanwhile hides none of the others.
+        with contextlib.suppress(FileNotFoundError), path.open() as file:
+            found.append((path.stat().st_mtime_ns, path, json.loads(file.readline())))
+    for _, path, described in sorted(found, key=lambda each: each[:2]):
+        if described.pop("spec") == wanted:
+            yield Report(**{**described, "path": path})

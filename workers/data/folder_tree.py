@@ -19,7 +19,8 @@ PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".t
 UNLABELLED = "_unlabelled"
 EXPECTED = (
     "expected train/CLASS/*.jpg (or another picture format), test/CLASS/* and, if there is one, val/CLASS/*; or, "
-    "without splits, CLASS/*.jpg"
+    "without splits, CLASS/*.jpg. Pictures without labels lie in train/ itself, if it has no class folders, or in "
+    f"train/{UNLABELLED}/ beside them"
 )
 # Of class folders in each other; a link to a folder above would go on for ever.
 _DEPTH_MAX = 16
@@ -79,6 +80,8 @@ def _ambiguous(folders: "Mapping[Split, Path]", others: list[str]) -> str:
 def class_folders(folder: Path, root: Path, *, nested: bool) -> dict[str, Path]:
     """Class folders of a split by the name of their class: the folders in it, or all below it that hold pictures.
 
+    That of the pictures without a label is among them, under its name.
+
     Raises:
         InvalidDataset: nested too deep, or outside ``root``.
     """
@@ -98,12 +101,30 @@ def _nested(folder: Path, root: Path, name: str) -> Iterator[tuple[str, Path]]:
     if name and (not below or any(_is_picture(entry) for entry in entries)):
         yield name, folder
     for entry in below:
+        if not name and entry.name == UNLABELLED:
+            yield entry.name, Path(entry.path)
+            continue
         yield from _nested(Path(entry.path), root, f"{name}/{entry.name}" if name else entry.name)
 
 
 def holds_pictures(folder: Path) -> bool:
     """Whether a picture lies in a folder itself."""
     return any(map(_is_picture, _listed(folder)))
+
+
+def pictures_beside_classes(folder: Path) -> list[Path]:
+    """Pictures in the folder of a split itself, in order of name."""
+    return [Path(entry.path) for entry in _listed(folder) if _is_picture(entry)]
+
+
+def check_flat(folder: Path) -> None:
+    """Raise InvalidDataset if the folder of the pictures without a label has folders in it."""
+    below = [entry.name for entry in _listed(folder) if entry.is_dir()]
+    if below:
+        raise InvalidDataset(
+            f"{folder} holds the folders {listed(map(repr, below))}: put pictures without labels into {UNLABELLED} "
+            "itself"
+        )
 
 
 def add_pictures(

@@ -33,10 +33,12 @@ class Classes:
     Attributes:
         names: in the order of their numbers, 0..C-1.
         values_C: int64, ascending: the label in the file of each class.
+        said: sentences about them that hold whatever the labels are.
     """
 
     names: tuple[str, ...]
     values_C: Values
+    said: tuple[str, ...] = ()
 
     @property
     def are_numbered(self) -> bool:
@@ -45,12 +47,13 @@ class Classes:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A sentence where labels in the file are not 0..C-1; else none."""
+        """What is ``said``, and a sentence where labels in the file are not 0..C-1."""
         if self.are_numbered:
-            return ()
+            return self.said
         pairs = [f"{value} is class {label}" for label, value in enumerate(self.values_C[:10].tolist())]
         more = f", ... ({len(self.values_C)} in all)" if len(self.values_C) > 10 else ""
         return (
+            *self.said,
             f"the labels in the file are not 0..{len(self.names) - 1}, and were numbered in ascending order: "
             f"{', '.join(pairs)}{more}",
         )
@@ -164,6 +167,22 @@ def trained_values(found: "Mapping[Split, Values]", names: Sequence[str] | None,
     largest = max((int(values[-1]) for values in found.values()), default=-1)
     check_number(largest + 1, where)
     return np.arange(largest + 1 if names is None else len(names), dtype=np.int64)
+
+
+def zero_based_note(found: Iterable[Values]) -> tuple[str, ...]:
+    """A sentence where labels that are taken as 0..C-1 lack 0; else none.
+
+    Args:
+        found: different labels of each split that has some; -1 stands for none.
+    """
+    lowest = min((int(values_C[values_C >= 0].min()) for values_C in found if (values_C >= 0).any()), default=0)
+    if not lowest:
+        return ()
+    lacking = "class 0 has" if lowest == 1 else f"classes 0 to {lowest - 1} have"
+    return (
+        f"{lacking} no labelled picture; labels are taken as 0-based: if they count from {lowest}, subtract {lowest} "
+        "from those of every split, but for -1",
+    )
 
 
 def trained_names(found: "Mapping[Split, Collection[str | None]]") -> set[str]:

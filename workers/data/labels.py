@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from workers.data.class_names import NAME_MAX_CHARACTERS
 from workers.data.headers import Header, Headers, idx_pieces, npz_pieces
-from workers.data.label_values import Classes, check_number, classes_of, distinct
+from workers.data.label_values import Classes, check_number, classes_of, distinct, zero_based_note
 from workers.errors import InvalidDataset
 from workers.events import Split
 from workers.unlabelled import NO_LABEL, numbered
@@ -72,14 +72,15 @@ def npz_classes(
 
 def _of_some(path: Path, arrays: Mapping[Split, str], names: Sequence[str] | None) -> Classes:
     """Classes of an ``.npz`` whose training pictures have no labels, or not all of them."""
+    said: tuple[str, ...] = ()
     if names is None:
         every = [distinct(npz_pieces(path, array), path)[0] for array in arrays.values()]
         largest = max((int(values_C[-1]) for values_C in every if len(values_C)), default=NO_LABEL)
         if largest == 0:
             raise InvalidDataset(f"{path}: all labels are 0; labels are 0..classes-1, with at least two classes")
         check_number(largest + 1, path)
-        names = numbered(largest + 1)
-    return Classes(tuple(names), np.arange(len(names), dtype=np.int64))
+        names, said = numbered(largest + 1), zero_based_note(every)
+    return Classes(tuple(names), np.arange(len(names), dtype=np.int64), said)
 
 
 def check_npz_labels(path: Path, classes: Classes, arrays: Mapping[Split, str]) -> dict[Split, int]:

@@ -118,13 +118,13 @@ def _decode(
         fingerprint = _write(decoding, split, partial, emit=emit, listed=listed)
         dataset = _publish(partial, fingerprint, decoding, keeps_files=listed is not None)
     except BadPictures as error:
-        if report := write_report(pointer, spec, split, error.bad, pictures=error.pictures):
+        if report := write_report(pointer, spec, split, error.bad, pictures=error.pictures, left_out=False):
             log_report(report, emit)
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     pictures = dataset.samples + len(decoding.left_out)
-    write_report(pointer, spec, split, decoding.left_out, pictures=pictures)
+    write_report(pointer, spec, split, decoding.left_out, pictures=pictures, left_out=True)
     _write_durably(pointer, {"fingerprint": fingerprint, "spec": spec.content_description()})
     return dataset
 
@@ -152,7 +152,8 @@ def _warn_of_ignored(source: Source, emit: Emit) -> None:
         emit(
             Log(
                 level="warning",
-                message=f"{len(source.ignored)} files are not pictures and were left out, e.g. {first}",
+                message=f"{len(source.ignored)} files are not pictures, or lie beside class folders, and were left "
+                f"out, e.g. {first}",
             )
         )
 

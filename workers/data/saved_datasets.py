@@ -4,14 +4,14 @@ A ``dataset_dict.json`` names the splits, each a folder; a folder's ``state.json
 """
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from workers.data.confinement import inside, resolve, root_folder
 from workers.data.kinds.base import SPLIT_NAMES, SPLITS
 from workers.data.split_files import SplitFiles
 from workers.errors import InvalidDataset
-from workers.texts import listed
+from workers.texts import listed, storable
 
 if TYPE_CHECKING:
     from workers.events import Split
@@ -63,11 +63,23 @@ def _files(folder: Path, root: Path) -> tuple[Path, ...]:
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     if not names or not all(isinstance(name, str) and name for name in names):
         raise InvalidDataset(f"{folder / STATE_FILE} names no files of data (_data_files)")
+    outside = [str(name) for name in names if not _is_below(str(name))]
+    if outside:
+        raise InvalidDataset(
+            f"{folder / STATE_FILE} names {listed(map(repr, outside))}: files of data lie in the same folder; save the "
+            "dataset again"
+        )
     files = tuple(folder / str(name) for name in names)
     for file in files:
         if not inside(file, root).is_file():
             raise InvalidDataset(f"{file} is missing, which {STATE_FILE} names: complete the folder")
     return files
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name is one of a file below a folder, and can be one at all."""
+    path = PurePosixPath(name)
+    return not (path.is_absolute() or ".." in path.parts or "\0" in name or storable(name) != name)
 
 
 def _read(path: Path) -> dict[str, Any]:

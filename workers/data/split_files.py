@@ -7,6 +7,7 @@ Where no file names a split, all are the training split.
 
 import fnmatch
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _DEPTH_MAX = 3
 # Of a pattern with braces, all together.
 _NAMES_MAX = 100_000
+# Of patterns with wildcards, each against each name; to compile a pattern takes as long as to try it on some 1,000.
+_MATCHES_MAX, _COMPILED_AS = 2_000_000, 1000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 # As Hugging Face numbers the files of a split.
@@ -101,37 +104,59 @@ def _names(folder: Path, root: Path, suffixes: Sequence[str], prefix: str) -> It
 def _matching(names: Sequence[str], pattern: str, path: str) -> list[str]:
     """Names that a pattern has; each of its alternatives has to have one."""
     chosen: set[str] = set()
-    known = set(names)
+    known, matches = set(names), 0
     for one in _expanded(pattern, path):
-        found = {one} & known if not re.search(r"[*?[]", one) else set(fnmatch.filter(names, one))
+        is_plain = not re.search(r"[*?[]", one)
+        matches += 0 if is_plain else max(len(names), _COMPILED_AS)
+        if matches > _MATCHES_MAX:
+            raise InvalidDataset(
+                f"dataset path {path!r} stands for too many patterns with wildcards, each to be tried on {len(names)} "
+                "files: name the files, or give a folder"
+            )
+        found = {one} & known if is_plain else set(fnmatch.filter(names, one))
         if not found:
             raise InvalidDataset(f"dataset path {path!r}: there is no file {one!r}; correct the pattern")
         chosen |= found
     return sorted(chosen)
 
 
-def _expanded(pattern: str, path: str) -> list[str]:
-    """Patterns without braces that one with braces stands for: ``{a,b}``, ``{000..127}``."""
+def _expanded(pattern: str, path: str) -> Iterator[str]:
+    """Patterns without braces that one with braces stands for: ``{a,b}``, ``{000..127}``; each once.
+
+    They are counted before any is built.
+    """
     parts = _BRACES.split(pattern)
-    choices = [[part] if place % 2 == 0 else _choices(part, path) for place, part in enumerate(parts)]
-    count = 1
-    for each in choices:
-        count *= len(each)
+    count = math.prod(_count(part, path) for part in parts[1::2])
     if count > _NAMES_MAX:
-        raise InvalidDataset(f"dataset path {path!r} stands for {count} files, at most {_NAMES_MAX} are allowed")
-    return ["".join(each) for each in itertools.product(*choices)]
+        named = count if count < _NAMES_MAX**2 else f"more than {_NAMES_MAX**2}"
+        raise InvalidDataset(f"dataset path {path!r} stands for {named} files, at most {_NAMES_MAX} are allowed")
+    choices = [[part] if place % 2 == 0 else _choices(part) for place, part in enumerate(parts)]
+    seen: set[str] = set()
+    for one in map("".join, itertools.product(*choices)):
+        if one not in seen:
+            seen.add(one)
+            yield one
 
 
-def _choices(inner: str, path: str) -> list[str]:
-    """Texts that the inner part of braces stands for."""
+def _count(inner: str, path: str) -> int:
+    """How many texts the inner part of braces stands for."""
     numbers = _RANGE.fullmatch(inner)
     if numbers is None:
-        return inner.split(",")
-    first, last = numbers[1], numbers[2]
-    if not int(first) <= int(last) < int(first) + _NAMES_MAX:
+        return inner.count(",") + 1
+    count = int(numbers[2]) - int(numbers[1]) + 1
+    if not 1 <= count <= _NAMES_MAX:
         raise InvalidDataset(
             f"dataset path {path!r}: {{{inner}}} is no range of 1 to {_NAMES_MAX} files; the first number comes first"
         )
+    return count
+
+
+def _choices(inner: str) -> Sequence[str]:
+    """Texts that the inner part of braces stands for, each once."""
+    numbers = _RANGE.fullmatch(inner)
+    if numbers is None:
+        return list(dict.fromkeys(inner.split(",")))
+    first, last = numbers[1], numbers[2]
     return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
 
 

@@ -6,7 +6,7 @@ Legend: N rows of a split.
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from workers.data.class_names import NAME_MAX_CHARACTERS
 from workers.data.label_values import (
     Classes,
     NamedClasses,
@@ -23,6 +24,7 @@ from workers.data.label_values import (
     distinct,
     trained_names,
     trained_values,
+    zero_based_note,
 )
 from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
 from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 # Groups of rows that are held, all together.
 _HELD_BYTES = 512 << 20
+# Labels of a group of rows: as many integers as labels are read.
+_LABELS_MAX_BYTES = 8 * LABELS_MAX
+# In UTF-8.
+_TEXT_MAX_BYTES = 4 * NAME_MAX_CHARACTERS
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,14 @@ class LabelColumn:
         column: its name.
         names: of the classes, where the client or the table gives them.
         path: of the dataset.
+        notes: sentences about columns that are not taken for labels.
     """
 
     tables: "Mapping[Split, Sequence[Table]]"
     column: str
     names: tuple[str, ...] | None
     path: "Path"
+    notes: tuple[str, ...] = ()
 
     def classes(self) -> Classes | NamedClasses:
         """Classes of the training split, or of all splits where not all training rows have a label.
@@ -63,6 +71,8 @@ class LabelColumn:
         Raises:
             InvalidDataset: damaged, or too many classes.
         """
+        for of_split in self.tables.values():
+            check_groups(of_split, self.column, labels=True)
         if self.tables and self._is_text():
             texts: dict[Split, set[str | None]] = {}
             for split in self.tables:
@@ -75,7 +85,9 @@ class LabelColumn:
         trained = trained_values(values, self.names, self.path)
         if self.names is None:
             check_labels(trained[trained < 0], int((trained >= 0).sum()), self._place("train"))
-        return classes_of(trained, self.names)
+        classes = classes_of(trained, self.names)
+        is_zero_based = self.names is None and classes.are_numbered
+        return replace(classes, said=zero_based_note(values.values())) if is_zero_based else classes
 
     def check(self, classes: Classes | NamedClasses) -> "dict[Split, tuple[int, ...]]":
         """Check the labels of every split; returns how many there are of each class, by split.
@@ -121,6 +133,7 @@ class LabelColumn:
         wanted = pa.string() if self._is_text() else pa.int64()
         for table in self.tables[split]:
             for piece in table.pieces(self.column):
+                _check_lengths(piece, f"{table.path}: column {self.column!r}")
                 try:
                     plain = piece.dictionary_decode() if pa.types.is_dictionary(piece.type) else piece
                     values = plain.cast(wanted)
@@ -206,13 +219,29 @@ def check_rows(tables: Sequence[Table], split: str, path: "Path") -> None:
         )
 
 
-def check_groups(tables: Iterable[Table], column: str) -> None:
-    """Raise InvalidDataset where a group of rows is too large to be read whole."""
+def check_groups(tables: Iterable[Table], column: str, *, labels: bool = False) -> None:
+    """Raise InvalidDataset where a group of rows of a column, of pictures or of labels, is too large to be read."""
+    most = _LABELS_MAX_BYTES if labels else GROUP_MAX_BYTES
     for table in tables:
-        if (found := largest_group(table, column)) > GROUP_MAX_BYTES:
+        if (found := largest_group(table, column)) > most:
             raise InvalidDataset(
-                f"{table.path}: a row group has {found} bytes of pictures, at most {GROUP_MAX_BYTES} are read: write "
-                "it with smaller ones, row_group_size=1000 say"
+                f"{table.path}: a row group has {found} bytes of {'labels' if labels else 'pictures'}, at most {most} "
+                "are read: write it with smaller ones, row_group_size=1000 say"
+            )
+
+
+def _check_lengths(piece: "pa.Array", where: str) -> None:
+    """Raise InvalidDataset where a text is too long for a label, before a dictionary repeats it for every row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = piece.dictionary if pa.types.is_dictionary(piece.type) else piece
+    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
+        longest = pc.max(pc.binary_length(texts)).as_py() or 0
+        if longest > _TEXT_MAX_BYTES:
+            raise InvalidDataset(
+                f"{where} holds a label of {longest} bytes, a class name may have at most {NAME_MAX_CHARACTERS} "
+                "characters: shorten it, or set 'label' to another column"
             )
 
 

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# Names of a column of labels that is not noted as such.
+_LABEL_NAMES = ("label", "labels")
+_WANTED = {"image": "pictures (a struct with bytes, or binary)", "label": "labels (integers or strings)"}
+
+
 class Features:
     """Features of a table's columns, as Hugging Face notes them and by their Arrow types."""
 
@@ -38,12 +43,33 @@ class Features:
         return self._chosen("image", given, fitting, [name for name in noted if name in fitting])
 
     def label(self, given: str | None) -> str | None:
-        """Name of the column of labels; None without any. Arguments and errors as those of ``image``."""
-        noted = [name for name in self._table.schema.names if self._kind(name) == "ClassLabel"]
-        fitting = [field.name for field in self._table.schema if _holds_labels(field.type)]
-        if given is None and not fitting:
+        """Name of the column of labels; None without the given one, or one noted or called so.
+
+        Raises:
+            InvalidDataset: the given one holds none, or which of several it is cannot be told.
+        """
+        fitting = self._fitting_labels()
+        noted = [name for name in fitting if self._kind(name) == "ClassLabel"]
+        known = noted or [name for name in fitting if name in _LABEL_NAMES]
+        is_there = given in self._table.schema.names if given is not None else known or len(fitting) > 1
+        if not is_there:
             return None
-        return self._chosen("label", given, fitting, [name for name in noted if name in fitting])
+        return self._chosen("label", given, fitting, known)
+
+    def passed_over(self) -> str | None:
+        """A sentence about a table of which no column is taken for labels, though one might be; None for another."""
+        might = {*self._fitting_labels(), *_LABEL_NAMES}
+        columns = [f"{name} ({field.type})" for name, field in self._columns() if name in might]
+        if not columns:
+            return None
+        return (
+            f"no column is taken for labels, but there is {listed(columns)}: one is taken that holds integers or "
+            "strings and is a ClassLabel or called label or labels, or that is named by 'label'"
+        )
+
+    def lacking_label(self, given: str) -> InvalidDataset:
+        """Error of a dataset of which no table has the given column of labels."""
+        return self._lacking("label", given)
 
     def class_names(self, label: str) -> tuple[str, ...] | None:
         """Names of the classes in label order; None where they are not noted."""
@@ -59,20 +85,26 @@ class Features:
         return noted.get("_type") if isinstance(noted, dict) else None
 
     def _chosen(self, field: str, given: str | None, fitting: Sequence[str], noted: Sequence[str]) -> str:
-        wanted = {"image": "pictures (a struct with bytes, or binary)", "label": "labels (integers or strings)"}[field]
-        columns = listed(f"{name} ({column.type})" for name, column in self._columns())
         if given is not None:
             if given in fitting:
                 return given
-            raise InvalidDataset(
-                f"{self._table.path} has no column {given!r} of {wanted}: set {field!r} to one of its columns, "
-                f"{columns}"
-            )
+            raise self._lacking(field, given)
         among = noted or fitting
         if len(among) == 1 or field in among:
             return among[0] if len(among) == 1 else field
+        wanted = _WANTED[field]
         found = f"several columns that may hold {wanted}, {listed(among)}" if among else f"no column of {wanted}"
-        raise InvalidDataset(f"{self._table.path} has {found}: set {field!r} to one of its columns, {columns}")
+        raise self._error(found, field)
+
+    def _lacking(self, field: str, given: str) -> InvalidDataset:
+        return self._error(f"no column {given!r} of {_WANTED[field]}", field)
+
+    def _error(self, found: str, field: str) -> InvalidDataset:
+        columns = listed(f"{name} ({column.type})" for name, column in self._columns())
+        return InvalidDataset(f"{self._table.path} has {found}: set {field!r} to one of its columns, {columns}")
+
+    def _fitting_labels(self) -> list[str]:
+        return [field.name for field in self._table.schema if _holds_labels(field.type)]
 
     def _columns(self) -> "Iterator[tuple[str, pa.Field]]":
         return ((field.name, field) for field in self._table.schema)
@@ -100,6 +132,6 @@ def _holds_labels(kind: "pa.DataType") -> bool:
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):
-        return _holds_labels(kind.value_type)
+        kind = kind.value_type
     is_kind = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
     return any(check(kind) for check in is_kind)

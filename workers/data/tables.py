@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workers.data.arrow_messages import is_packed
 from workers.errors import InvalidDataset, first_line
 from workers.texts import shortened
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Rows of a piece of labels.
-_PIECE_ROWS = 1 << 16
+# Rows of a piece of labels, and of one of texts, which are larger.
+_PIECE_ROWS, _TEXT_PIECE_ROWS = 1 << 16, 1 << 13
 # Of the pictures of a group of rows: a group is read whole, and several are held.
 GROUP_MAX_BYTES = 1 << 30
 # A footer is as long as its file says.
@@ -60,11 +61,17 @@ class Table(ABC):
 
     @abstractmethod
     def pieces(self, column: str) -> Iterator["pa.Array"]:
-        """Values of a column of small values, in pieces.
+        """Values of a column of small values, in pieces; texts may come as a dictionary's where the schema has none.
 
         Raises:
             InvalidDataset: damaged.
         """
+
+    def _piece_rows(self, column: str) -> int:
+        import pyarrow as pa
+
+        kind = self.schema.field(column).type
+        return _PIECE_ROWS if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else _TEXT_PIECE_ROWS
 
     @abstractmethod
     def group(self, number: int, column: str) -> "pa.Array":
@@ -78,17 +85,19 @@ class Table(ABC):
 @dataclass(frozen=True, eq=False)
 class _ParquetTable(Table):
     @contextlib.contextmanager
-    def _open(self) -> "Iterator[Any]":
+    def _open(self, dictionary: Sequence[str] = ()) -> "Iterator[Any]":
         with _damages_named(self.path, "parquet"):
             import pyarrow.parquet as pq
 
             # Buffered, a column of a group is not read ahead whole.
-            with pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
+            options = {"buffer_size": 1 << 20, "pre_buffer": False, "read_dictionary": list(dictionary)}
+            with pq.ParquetFile(self.path, **options) as file:
                 yield file
 
     def pieces(self, column: str) -> Iterator["pa.Array"]:
-        with self._open() as file:
-            for batch in file.iter_batches(_PIECE_ROWS, columns=[column], use_threads=False):
+        # A long text that a file holds once may stand in every row: it is not repeated here.
+        with self._open(dictionary=[column]) as file:
+            for batch in file.iter_batches(self._piece_rows(column), columns=[column], use_threads=False):
                 yield batch.column(0)
 
     def group(self, number: int, column: str) -> "pa.Array":
@@ -101,10 +110,11 @@ class _ParquetTable(Table):
 class _ArrowTable(Table):
     def pieces(self, column: str) -> Iterator["pa.Array"]:
         with _damages_named(self.path, "Arrow"):
+            rows = self._piece_rows(column)
             for chunk in self._chunks(column):
                 chunk.validate(full=True)
-                for start in range(0, len(chunk), _PIECE_ROWS):
-                    yield chunk.slice(start, _PIECE_ROWS)
+                for start in range(0, len(chunk), rows):
+                    yield chunk.slice(start, rows)
 
     def group(self, number: int, column: str) -> "pa.Array":
         with _damages_named(self.path, "Arrow"):
@@ -138,15 +148,18 @@ def open_arrow(path: Path) -> Table:
     """Open an Arrow file, of the stream format as ``datasets`` writes it or of the other; no values are read.
 
     Raises:
-        InvalidDataset: damaged.
+        InvalidDataset: damaged, or packed: it is mapped, not unpacked into memory.
     """
     import pyarrow as pa
 
     with _damages_named(path, "Arrow"):
-        schema = _arrow_reader(path, None).schema
-        # A column of numbers, if there is one: a file that is packed would be unpacked.
-        cheapest = next((place for place, field in enumerate(schema) if pa.types.is_integer(field.type)), 0)
-        return _ArrowTable(path, schema, tuple(batch.num_rows for batch in _arrow_batches(path, [cheapest])))
+        if any(is_packed(message.metadata.to_pybytes()) for message in pa.ipc.MessageReader.open_stream(_mapped(path))):
+            raise InvalidDataset(
+                f"{path} is a packed Arrow file; such files are mapped, so write it without compression, as "
+                "`save_to_disk` of the package datasets does"
+            )
+        reader = pa.ipc.open_stream(_mapped(path))
+        return _ArrowTable(path, reader.schema, tuple(batch.num_rows for batch in reader))
 
 
 def largest_group(table: Table, column: str) -> int:
@@ -158,27 +171,26 @@ def largest_group(table: Table, column: str) -> int:
         for number in range(described.num_row_groups):
             group = described.row_group(number)
             leaves = (group.column(place) for place in range(group.num_columns))
-            of_column = [leaf for leaf in leaves if leaf.path_in_schema.split(".")[0] == column]
+            of_column = [leaf for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
             largest = max(largest, sum(leaf.total_uncompressed_size for leaf in of_column))
         return largest
 
 
 def _arrow_batches(path: Path, columns: Sequence[int]) -> "list[pa.RecordBatch]":
     """Batches with some of the columns, by number."""
-    reader = _arrow_reader(path, list(columns))
-    if hasattr(reader, "num_record_batches"):
-        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
-    return list(reader)
+    import pyarrow as pa
+
+    options = pa.ipc.IpcReadOptions(included_fields=list(columns), use_threads=False)
+    return list(pa.ipc.open_stream(_mapped(path), options=options))
 
 
-def _arrow_reader(path: Path, columns: "list[int] | None") -> Any:  # noqa: ANN401 - of either format
+def _mapped(path: Path) -> "pa.MemoryMappedFile":
+    """Stream of an Arrow file; one of the other format holds it behind eight bytes."""
     import pyarrow as pa
 
     mapped = pa.memory_map(str(path))
-    is_file = mapped.read(6) == b"ARROW1"
-    mapped.seek(0)
-    options = pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False)
-    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(mapped, options=options)
+    mapped.seek(8 if mapped.read(6) == b"ARROW1" else 0)
+    return mapped
 
 
 @contextlib.contextmanager

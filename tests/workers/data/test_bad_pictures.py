@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from tests.workers.data.test_discovery import make_folder
 from tests.workers.data.test_prepared import truncate
 from workers.config.task import Folders
+from workers.data import decoded
 from workers.data import prepare as preparation
 from workers.data.bad_picture_reports import read_reports
 from workers.data.discovery import examine
@@ -77,6 +78,18 @@ def test_bad_pictures_are_left_out_where_that_is_asked_for(root: Path) -> None:
     [report] = read_reports(root / "work", SKIP)
     assert report.left_out
     assert len(list(report.listed())) == 13
+
+
+def test_bad_pictures_of_a_split_that_has_no_other_are_not_said_to_be_left_out(root: Path) -> None:
+    for path in (root / "pets/test").rglob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(InvalidDataset):
+        prepare(SKIP, "test", root)
+    prepare(SKIP, "train", root)
+    assert [report.left_out for report in read_reports(root / "work", SKIP)] == [True, False]
+    # As one that another process removes meanwhile.
+    (root / f"work/{decoded.SOURCES}/0{decoded.REPORT_SUFFIX}").symlink_to("gone")
+    assert [report.split for report in read_reports(root / "work", SKIP)] == ["train", "test"]
 
 
 def test_bad_pictures_that_are_mended_are_reported_no_more(root: Path) -> None:

@@ -148,3 +148,10 @@ def test_source_key_of_a_manifest_changes_with_its_labels(root: Path) -> None:
     before = examine(LIST, root).key()
     write_csv(root, *(",".join(row).replace("cat,", "cats,") for row in rows(root)))
     assert examine(LIST, root).key() != before
+
+
+@pytest.mark.parametrize("path", ["\ud800.png", "\ud800/a.png"])
+def test_manifest_path_that_is_no_text_is_a_file_that_is_not_there(root: Path, path: str) -> None:
+    (root / "list.jsonl").write_text(json.dumps({"path": path, "label": "cat"}))
+    with pytest.raises(InvalidDataset, match=r"1 files are not there .*\\ud800"):
+        examine(ManifestDataset(path="list.jsonl"), root)

@@ -34,7 +34,8 @@ def write(path: Path, **columns: object) -> ParquetDataset:
 
 def test_parquet_of_plain_bytes_and_names_is_decoded_as_pil_does(tmp_path: Path) -> None:
     words = np.array(["cow", "ape", "dog", "cat"])[LABEL]
-    spec = write(tmp_path / "a.parquet", data=BYTES, animal=pa.array(words).dictionary_encode(), weight=[0.5] * 12)
+    write(tmp_path / "a.parquet", data=BYTES, animal=pa.array(words).dictionary_encode(), weight=[0.5] * 12)
+    spec = ParquetDataset(kind="parquet", path="a.parquet", label="animal")
     source = examine(spec, tmp_path)
     assert (source.samples, source.class_names) == ({"train": 12}, ("ape", "cat", "cow", "dog"))
     assert source.class_counts == {"train": (3, 3, 3, 3)}
@@ -82,6 +83,64 @@ def test_parquet_without_a_column_of_labels_has_the_classes_of_the_test_split_or
     assert (source.class_names, source.labelled) == (("0", "1", "2", "3"), {"train": 0})
     assert prepare(spec, "train", tmp_path).labels_N.tolist() == [-1] * 12
     assert prepare(spec, "test", tmp_path).labels_N.tolist() == LABEL.tolist()
+
+
+def test_parquet_column_that_is_not_called_label_is_none_unless_it_is_named(tmp_path: Path) -> None:
+    names = [f"{row}.png" for row in range(12)]
+    spec = write(tmp_path / "a.parquet", image=BYTES, file_name=names)
+    source = examine(spec, tmp_path)
+    assert (source.classes, source.labelled) == (0, {"train": 0})
+    assert source.notes[0].startswith("a.parquet: no column is taken for labels, but there is file_name (string): one")
+    write(tmp_path / "a.parquet", image=BYTES, file_name=names, labels=LABEL)
+    assert examine(spec, tmp_path).labelled == {}
+
+
+def test_parquet_split_without_the_column_that_is_named_has_no_labels(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.parquet", image=BYTES, fine=LABEL)
+    write(tmp_path / "set" / "test.parquet", image=BYTES)
+    source = examine(ParquetDataset(kind="parquet", path="set", label="fine"), tmp_path)
+    assert (source.classes, source.labelled) == (4, {"test": 0})
+
+
+def test_parquet_labels_of_some_rows_that_lack_0_are_said_to_be_taken_as_0_based(tmp_path: Path) -> None:
+    spec = write(tmp_path / "a.parquet", image=BYTES, label=[-1, *(LABEL[1:] + 1)])
+    source = examine(spec, tmp_path)
+    assert source.class_names == ("0", "1", "2", "3", "4")
+    assert source.notes[0].startswith("class 0 has no labelled picture; labels are taken as 0-based: if they count fro")
+    write(tmp_path / "a.parquet", image=BYTES, label=[-1, *LABEL[1:]])
+    assert examine(spec, tmp_path).notes == ()
+
+
+def test_parquet_labels_are_bounded_before_a_dictionary_repeats_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 1000), pa.array(["a" * 100_000, "b" * 100_000]))
+    spec = write(tmp_path / "a.parquet", image=BYTES[:1] * 2000, label=texts.dictionary_decode())
+    assert (tmp_path / "a.parquet").stat().st_size < 50_000
+    with pytest.raises(InvalidDataset, match=r"column 'label' holds a label of 100000 bytes, .* at most 255 char"):
+        examine(spec, tmp_path)
+    monkeypatch.setattr(table_columns, "_LABELS_MAX_BYTES", 1000)
+    with pytest.raises(InvalidDataset, match=r"bytes of labels, at most 1000 are read"):
+        examine(spec, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_arrow_files_that_are_packed_are_refused(tmp_path: Path, form: str) -> None:
+    writer = {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file}[form]
+    spec = ParquetDataset.model_validate(dataset_forms.saved(tmp_path))
+    table: Any = dataset_forms.hub_table("train")
+    for packed in (None, "zstd", "lz4"):
+        with writer(
+            str(tmp_path / "saved/train/data-00000-of-00001.arrow"),
+            table.schema,
+            options=pa.ipc.IpcWriteOptions(compression=packed),
+        ) as file:
+            file.write_table(table, max_chunksize=5)
+        if packed is None:
+            assert examine(spec, tmp_path).samples == {"train": 12, "test": 8}
+            continue
+        with pytest.raises(InvalidDataset, match=r"arrow is a packed Arrow file; .* write it without compression"):
+            examine(spec, tmp_path)
 
 
 def test_parquet_rows_are_read_in_any_order_with_few_groups_held(
@@ -165,6 +224,10 @@ def test_parquet_splits_are_those_of_the_names(tmp_path: Path, names: tuple[str,
         ("set/part-{0..3}.parquet", "no file 'part-3.parquet'"),
         ("set/part-{3..1}.parquet", "no range of 1 to 100000"),
         ("set/{0..999}{0..999}.parquet", "1000000 files, at most 100000"),
+        ("set/" + "{0..99999}" * 100 + ".parquet", "more than 10000000000 files, at most 100000"),
+        ("set/part-{0,0,1}.parquet", 2),
+        ("set/" + "{*,*}" * 13, 3),
+        ("set/" + "{*,?}" * 13, "too many patterns with wildcards"),
         ("../set/*.parquet", "not allowed"),
     ],
 )
@@ -236,7 +299,9 @@ def test_parquet_row_group_that_would_not_fit_into_memory_is_refused(
             {"train/state.json": {"_data_files": [{"filename": "b.arrow"}]}},
             "train/b.arrow is missing, which state.json",
         ),
-        ({"train/state.json": {"_data_files": [{"filename": "../../../b"}]}}, "leads out of the data root"),
+        ({"train/state.json": {"_data_files": [{"filename": "../test/b"}]}}, r"names '\.\./test/b': files of data lie"),
+        ({"train/state.json": {"_data_files": [{"filename": "/b.arrow"}]}}, "names '/b.arrow': files of data lie in"),
+        ({"train/state.json": {"_data_files": [{"filename": "\ud800"}]}}, r"names '\\ud800': files of data lie in"),
         ({"train/state.json": {"_data_files": 3}}, "names no files of data"),
         ({"train/state.json": [1]}, "holds no JSON object"),
     ],

@@ -66,6 +66,34 @@ def test_folder_without_labels_anywhere_has_classes_by_class_names_or_by_the_tea
         FolderDataset(path="pets", class_names=("dog",))
 
 
+def test_folder_with_unlabelled_test_pictures_has_no_class_that_train_lacks(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "pets", "train/cat/a.png", "train/dog/b.png", "test/cat/1.png", "test/_unlabelled/2.png")
+    assert examine(FolderDataset(path="pets"), tmp_path).labelled_samples == {"train": 2, "test": 1}
+    make_pictures(tmp_path / "pets", "test/dgo/3.png")
+    with pytest.raises(InvalidDataset, match=r"test/ has the classes dgo, which train/ \(cat, dog\) lacks"):
+        examine(FolderDataset(path="pets"), tmp_path)
+
+
+def test_folder_of_unlabelled_pictures_has_no_classes_in_it(tmp_path: Path) -> None:
+    spec = FolderDataset(path="pets", classes="nested")
+    make_pictures(tmp_path / "pets", "train/cat/1.png", "train/dog/2.png", "train/_unlabelled/3.png")
+    source = examine(spec, tmp_path)
+    assert (source.class_names, source.labelled_samples) == (("cat", "dog"), {"train": 2})
+    make_pictures(tmp_path / "pets", "train/_unlabelled/day/4.png")
+    for each in (spec, FolderDataset(path="pets")):
+        with pytest.raises(InvalidDataset, match=r"_unlabelled holds the folders 'day': put"):
+            examine(each, tmp_path)
+
+
+def test_folder_of_pictures_beside_class_folders_leaves_them_out_and_says_where_they_go(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "pets", "train/cat/a.png", "train/dog/b.png", "train/c.png")
+    source = examine(FolderDataset(path="pets"), tmp_path)
+    assert (source.samples, source.ignored) == ({"train": 2}, (tmp_path / "pets/train/c.png",))
+    assert source.notes[0].endswith("to use them without labels put them into train/_unlabelled/")
+    with pytest.raises(InvalidDataset, match=r"in train/ itself, if it has no class folders, or in train/_unlabelled/"):
+        examine(FolderDataset(path="pets/train/cat"), tmp_path)
+
+
 def test_class_names_that_lack_a_class_folder_are_refused(tmp_path: Path) -> None:
     make_pictures(tmp_path / "pets", "train/a.png", "test/dog/1.png", "test/cow/2.png")
     with pytest.raises(InvalidDataset, match=r"the test split has the classes cow, which class_names \(dog, cat\)"):
@@ -123,3 +151,11 @@ def test_holdout_takes_labelled_rows_of_each_class_and_leaves_the_others_in_trai
 
 def test_holdout_of_a_split_without_labels_is_of_all_rows() -> None:
     assert len(holdout_rows(np.full(50, -1), Holdout(holdout=0.1), ())) == 5
+
+
+def test_npz_labels_of_some_rows_that_lack_0_are_said_to_be_taken_as_0_based(tmp_path: Path) -> None:
+    for first, lacking in ((0, ()), (1, ("class 0 has",)), (2, ("classes 0 to 1 have",))):
+        labels = np.array([-1, *range(first, first + 5)])
+        make_npz(tmp_path / "a.npz", train_labels=labels, test_labels=None, test_images=None)
+        notes = examine(NpzDataset(path="a.npz"), tmp_path).notes
+        assert tuple(note.split(" no labelled picture; labels are taken as 0-based")[0] for note in notes) == lacking

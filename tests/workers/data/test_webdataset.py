@@ -55,6 +55,15 @@ def test_webdataset_is_decoded_as_pil_does_in_the_order_of_the_shard(tmp_path: P
             np.testing.assert_array_equal(picture, np.asarray(image))
 
 
+def test_webdataset_shards_are_files_of_any_name_and_links(tmp_path: Path) -> None:
+    write(tmp_path / "set/TRAIN.TAR", samples([1, 0, 1]))
+    (tmp_path / "set/classes.txt").write_text("cat\ndog\n")
+    assert prepare(WebDataset(path="set"), "train", tmp_path).class_names == ("cat", "dog")
+    write(tmp_path / "blobs/0a1b2c", samples([0, 1]))
+    (tmp_path / "a.tar").symlink_to("blobs/0a1b2c")
+    assert prepare(WebDataset(path="a.tar"), "train", tmp_path).labels_N.tolist() == [0, 1]
+
+
 def test_webdataset_rows_are_read_at_random_by_id(tmp_path: Path) -> None:
     spec = WebDataset.model_validate(dataset_forms.shards(tmp_path))
     rows = spec.encoded(examine(spec, tmp_path), "train")

@@ -166,7 +166,7 @@ class Source:
         files: what has to be read for each split. A folder's pictures are ordered by class name, then file name.
         class_counts: of files in folders or lists, pictures of each class in label order; empty for other kinds.
         labelled: pictures that have a label, of each split where some have none, see ``workers.unlabelled``.
-        ignored: files below a folder's classes that are no pictures.
+        ignored: files below a folder's classes that are no pictures, and pictures beside the classes.
         release: of a built-in dataset.
         notes: sentences about how the files were understood, where that is not plain: labels that were numbered anew.
         lists: files that say which pictures there are, and their labels, where ``files`` are the pictures alone.

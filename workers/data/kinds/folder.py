@@ -13,9 +13,11 @@ from workers.data.confinement import root_folder
 from workers.data.folder_tree import (
     UNLABELLED,
     add_pictures,
+    check_flat,
     class_folders,
     holds_pictures,
     may_hold_classes,
+    pictures_beside_classes,
     split_folders,
 )
 from workers.data.kinds.base import Option, Source
@@ -91,6 +93,11 @@ class FolderDataset(EncodedFiles):
             if not (without["train"] or without[split] or self.class_names):
                 both = ((folders[each].name, classes[each]) for each in ("train", split))
                 _check_same_classes(path, *both)
+            elif unknown := sorted(classes[split].keys() - set(names)):
+                raise InvalidDataset(
+                    f"{path}: {folders[split].name}/ has the classes {listed(unknown)}, which {folders['train'].name}/ "
+                    f"({listed(names)}) lacks: correct the folders"
+                )
         if names or not all(without.values()):
             check_class_names(names, path)
         ignored: list[Path] = []
@@ -103,8 +110,14 @@ class FolderDataset(EncodedFiles):
             counts[split] = tuple(add(of_split[name]) if name in of_split else 0 for name in names)
             if (own := without[split]) is not None:
                 labelled[split] = sum(counts[split])
+                if own != folders[split]:
+                    check_flat(own)
                 add(own, what="folder of pictures without labels")
         left = [f"folders beside the splits were left out: {listed(beside)}"] if beside else []
+        for split, folder in folders.items():
+            loose = pictures_beside_classes(folder) if without[split] != folder else []
+            ignored += loose
+            left += [_loose_note(folder, len(loose))] if loose else []
         return Source(
             spec=self,
             path=path,
@@ -141,6 +154,13 @@ def _check_same_classes(path: Path, *splits: tuple[str, Mapping[str, Path]]) -> 
                 f"{path}: {here}/ has the classes {listed(only)}, which {there}/ lacks; both must "
                 f"hold the same class folders{''.join(f' ({found})' for found in alike[:1])}"
             )
+
+
+def _loose_note(folder: Path, count: int) -> str:
+    return (
+        f"{count:,} pictures in {folder.name}/ itself, beside its class folders, were left out: to use them without "
+        f"labels put them into {folder.name}/{UNLABELLED}/"
+    )
 
 
 def _without_labels(classes: dict[str, Path], folder: Path) -> Path | None:

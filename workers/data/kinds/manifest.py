@@ -139,17 +139,17 @@ class _Listing:
         self._places.setdefault(split, array("q")).append(self._labels.setdefault(label, len(self._labels)))
 
     def _inode(self, path: str) -> int | None:
-        """Inode of a file, links followed; None if it is no file."""
+        """Inode of a file, links followed; None if it is no file, or JSON names it by half a surrogate pair."""
         full = os.path.join(self._folder, path)
         parent = os.path.dirname(full)
-        if parent not in self._inside:
-            inside(Path(parent), self._root)
-            self._inside.add(parent)
         try:
+            if parent not in self._inside:
+                inside(Path(parent), self._root)
+                self._inside.add(parent)
             status = os.lstat(full)
             if S_ISLNK(status.st_mode):
                 status = inside(Path(full), self._root).stat()
-        except OSError:
+        except (OSError, UnicodeEncodeError):
             return None
         return status.st_ino if S_ISREG(status.st_mode) else None
 

@@ -1,6 +1,6 @@
 """Tables with pictures: parquet files, as on the Hugging Face hub, and folders that ``datasets`` has saved."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workers.data.encoded_rows import EncodedRows
     from workers.data.split_files import SplitFiles
     from workers.data.table_columns import LabelColumn
+    from workers.data.table_features import Features
     from workers.data.tables import Table
     from workers.events import Split
 
@@ -33,8 +34,8 @@ class ParquetDataset(EncodedPictures):
         path: a folder, a file or a pattern; see ``workers.data.split_files``.
         image: name of the column of pictures; None takes that which is noted as pictures, the only one that can hold
             them, or ``image``.
-        label: name of the column of labels, likewise. A split without one has no labels; nor has a row with -1
-            or null.
+        label: name of the column of labels; None takes that which is noted as such, or ``label`` or ``labels``. A
+            split without one has no labels; nor has a row with -1 or null.
         class_names: in the place of the table's, or of the labels.
     """
 
@@ -47,7 +48,7 @@ class ParquetDataset(EncodedPictures):
     options: ClassVar[Mapping[str, Option]] = {
         **EncodedPictures.options,
         "image": Option("Column of the pictures.", "the only one, or `image`"),
-        "label": Option("Column of the labels.", "the only one, or `label`"),
+        "label": Option("Column of the labels.", "a `ClassLabel`, `label` or `labels`"),
         "class_names": OPTION,
     }
     sought: ClassVar[str] = "parquet files"
@@ -94,7 +95,7 @@ class ParquetDataset(EncodedPictures):
             files=found.files,
             class_counts=counts,
             labelled={split: count for split, count in labelled.items() if count < samples[split]},
-            notes=classes.notes,
+            notes=(*labels.notes, *classes.notes),
         )
 
     def encoded(self, source: Source, split: "Split") -> "EncodedRows":
@@ -147,6 +148,8 @@ class ParquetDataset(EncodedPictures):
         image = every[0][1].image(self.image)
         columns = {(split, here.label(self.label)) for split, here, _ in every if here.image(image)}
         label = min((name for _, name in columns if name is not None), default=None)
+        if self.label and label is None:
+            raise every[0][1].lacking_label(self.label)
         if len({name for _, name in columns} - {None}) > 1 or len(columns) > len(tables):
             different = listed(sorted({str(name) for _, name in columns}))
             raise InvalidDataset(
@@ -162,4 +165,17 @@ class ParquetDataset(EncodedPictures):
                 "order"
             )
         noted = next(iter(names), None)
-        return image, LabelColumn(labelled, label or "label", self.class_names or noted, found.folder)
+        notes = () if self.label else _passed_over(found, every, labelled)
+        return image, LabelColumn(labelled, label or "label", self.class_names or noted, found.folder, notes)
+
+
+def _passed_over(
+    found: "SplitFiles", every: "Iterable[tuple[Split, Features, Table]]", labelled: "Container[Split]"
+) -> tuple[str, ...]:
+    """A sentence about the first file of each split without labels of which a column might hold some."""
+    said: dict[Split, str] = {}
+    for split, here, table in every:
+        note = None if split in labelled else here.passed_over()
+        if note is not None:
+            said.setdefault(split, f"{found.name(table.path)}: {note}")
+    return tuple(said.values())

@@ -104,7 +104,7 @@ class WebDataset(EncodedFiles):
         from workers.data.tar_rows import TarRows
 
         assert source.path is not None
-        files = {each: tuple(f for f in source.files[each] if f.suffix == ".tar") for each in ("train", split)}
+        files = {each: tuple(f for f in source.files[each] if f.name not in _NAME_FILES) for each in ("train", split)}
         names_file = next((file for file in source.files["train"] if file.name in _NAME_FILES), None)
         shards = self._shards(files)
         classes = _classes(shards["train"], names_file)
