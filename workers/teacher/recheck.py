@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
@@ -14,7 +15,11 @@ from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Views
 from workers.data import prepared
 from workers.errors import InvalidTeacher
+from workers.teacher.output_values import to_logits
 from workers.teacher.teacher import Teacher
+
+# Units in the last place of a sigmoid's output by which two providers may differ.
+_SIGMOID_UNITS = 4
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
 
     Returns:
         The largest absolute difference of a logit, beside what the cache's dtype or encoding and
-        another batch size or provider explain. Of a sparse cache, which has lost most logits, the
+        another batch size or provider explain, and, of a sigmoid, less what the rounding of its output
+        explains. Of a sparse cache, which has lost most logits, the
         largest of a statistic: those are of whole rows.
 
     Raises:
@@ -75,15 +81,32 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
         drawn = draw(recipe, spec.augmentation_seed, int(view), index, height=dataset.height, width=dataset.width)
         fresh_BC = teacher.run(teacher.preprocess_views(dataset.take(index), recipe, drawn))
         largest = max(largest, float(np.abs(fresh_BC).max()))
+        rounding_BC = 0 * fresh_BC
+        if spec.output_kind == "sigmoid":
+            rounding_BC = sigmoid_rounding(fresh_BC, "float16" if teacher.graph.is_half else teacher.graph.output_dtype)
         statistics = {name: values_N[index] for name, values_N in reader.statistics(int(view)).items()}
         if isinstance(spec.encoding, SparseEncoding):
             fresh = row_statistics(fresh_BC)
-            worst = max(worst, *(float(np.abs(fresh[name] - statistics[name]).max()) for name in fresh))
+            rounding_B = rounding_BC.max(axis=1)
+            worst = max(worst, *(float((np.abs(fresh[name] - statistics[name]) - rounding_B).max()) for name in fresh))
         else:
             stored_BC = reader.gather(int(view), index).astype(np.float32)
-            worst = max(worst, float(np.abs(fresh_BC - stored_BC).max()))
+            worst = max(worst, float((np.abs(fresh_BC - stored_BC) - rounding_BC).max()))
         if spec.encoding == "uint8":
             half_step = max(half_step, float((statistics["max"] - statistics["min"]).max()) / 510)
     # Half a unit in the last place of float16 or half a step of uint8, and 1e-4 for another order of summation.
     unit = 2.0**-11 if spec.dtype == "float16" else 0.0
     return RecheckReport(len(chosen), worst, largest * (unit + 1e-4) + half_step + 1e-5)
+
+
+def sigmoid_rounding(z_BC: NDArray[np.float32], dtype: str) -> NDArray[np.float32]:
+    """Differences [B, C] of logits that the rounding of a sigmoid's output explains: large where p is nearly 1.
+
+    Args:
+        z_BC: logits of the sigmoid.
+        dtype: of its output.
+    """
+    p_BC = 1 / (1 + np.exp(-z_BC.astype(np.float64)))
+    relative = _SIGMOID_UNITS * float(np.finfo(dtype).eps)
+    low_BC, high_BC = (to_logits((p_BC * (1 + sign * relative)).astype(np.float32), "sigmoid") for sign in (-1, 1))
+    return np.maximum(high_BC - z_BC, z_BC - low_BC)

@@ -26,6 +26,7 @@ from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
 from workers.config.published_preprocessing import NAMED
 from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.errors import UnknownName
 from workers.onnx import smoke_test, versions
 from workers.onnx.byte_input import check_bytes, fitted_to_input
 from workers.onnx.inspection import inspect_in_subprocess
@@ -198,8 +199,11 @@ def _name(given: str | None, sha256: str) -> str:
 def _preprocessing(text: str | None) -> Preprocessing:
     if text is None:
         return Preprocessing()
-    if text.strip() in NAMED:
-        return Preprocessing.model_validate(text.strip())
+    name = text.strip()
+    if name in NAMED:
+        return Preprocessing.model_validate(name)
+    if name.replace("-", "_").isidentifier():
+        raise UnknownName("preprocessing", name, NAMED)
     try:
         preprocessing = Preprocessing.model_validate_json(text)
     except ValidationError as error:
