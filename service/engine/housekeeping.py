@@ -1,4 +1,4 @@
-"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, old exports, superfluous checkpoints."""
+"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, exports, checkpoints to spare."""
 
 import threading
 import time

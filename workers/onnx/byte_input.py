@@ -28,6 +28,6 @@ def check_bytes(graph: TeacherGraph, preprocessing: Preprocessing) -> None:
         geometry = preprocessing.model_dump(mode="json", exclude={"scale", "mean", "std"}, exclude_defaults=True)
         raise InvalidTeacher(
             f"the input {graph.inputs[0].name!r} is uint8: its scaling is in the graph, which takes pictures as they "
-            f"are stored. Leave `scale`, `mean` and `std` out of the upload's preprocessing, {json.dumps(geometry)}, or "
-            f"give `scale` 1.0, `mean` {zeros} and `std` {ones}"
+            f"are stored. Leave `scale`, `mean` and `std` out of the upload's preprocessing, {json.dumps(geometry)}, "
+            f"or give `scale` 1.0, `mean` {zeros} and `std` {ones}"
         )

@@ -60,7 +60,7 @@ def show(row: TeacherRecord, settings: Settings) -> Teacher:
         output_kind=reading.output_kind,
         classes=classes_of(row),
         class_names=None if reading.class_names is None else list(reading.class_names),
-        file_class_names=row.file_class_names,
+        file_class_names=row.file_class_names or None,
         class_map=reading.class_map,
         input_values=reading.input_values,
         smoke_run="passed" if has_passed else "pending",
@@ -152,7 +152,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
         output=graph.output,
         preprocessing=described,
         reading=stated or None,
-        file_class_names=None if graph.class_names is None else list(graph.class_names),
+        file_class_names=list(graph.class_names or ()),
     )
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)

@@ -1,4 +1,4 @@
-"""Judgement of a teacher on pictures of which none, or few, have a label: by what it answers, not by whether that is right.
+"""Judgement of a teacher on pictures of which none or few have a label: by its answers, not by whether they are right.
 
 - Constant output: every picture has the same outputs.
 - One class: every picture is taken for it.
@@ -76,7 +76,9 @@ def judge_without_labels(
         "are taken for the same class when they are moved by a few pixels"
     )
     labelled = len(labelled_rows(dataset.labels_N[index_R]))
-    few, sure = (f"only {labelled} training pictures have", " for sure") if labelled else ("no training picture has", "")
+    few, sure = (
+        (f"only {labelled} training pictures have", " for sure") if labelled else ("no training picture has", "")
+    )
     warnings = [
         f"{few} a label, so whether the teacher is right, its class order and its preprocessing cannot be "
         f"checked{sure}; it is judged by its answers to {len(index_R)} pictures: {said}"
