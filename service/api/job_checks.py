@@ -3,7 +3,9 @@
 The preflight finds the rest when the job starts: a truncated picture, the teacher's accuracy.
 """
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
@@ -23,6 +25,8 @@ from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
 from workers.data.kinds.base import Source
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.onnx.inputs import Scalar
+from workers.onnx.inspection import inspect_in_subprocess
 from workers.onnx.teacher_graph import class_count
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
@@ -109,7 +113,7 @@ def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Checke
     plan.splits(source.splits)
     check_labels(plan, source.samples, source.labelled_samples)
     names = known_class_names(source, settings.datasets_dir)
-    matched = _match_classes(teacher, source, names)
+    matched = _match_classes(teacher, source, names, settings)
     check_encoding(plan.cache.encoding, source.classes or classes_of(teacher) or 0)
     for student in plan.students:
         check_batch_size(student.name, plan.training.batch_size // plan.training.accumulate)
@@ -136,21 +140,39 @@ def _check_epochs(plan: Plan, settings: Settings) -> None:
         )
 
 
-def _match_classes(teacher: TeacherRecord, source: Source, names: tuple[str, ...] | None) -> ClassColumns | None:
+def _match_classes(
+    teacher: TeacherRecord, source: Source, names: tuple[str, ...] | None, settings: Settings
+) -> ClassColumns | None:
     classes, reading = classes_of(teacher), TeacherReading.model_validate(teacher.reading or {})
     if classes is None and not source.classes:
         raise ContractViolation(
             f"teacher {teacher.id} leaves its number of classes open (output {teacher.output!r}), and the dataset has "
             "neither labels nor class names: name its classes by `class_names`, in the order of the teacher's outputs"
         )
-    is_named = reading.class_names is not None or reading.class_map or teacher.file_class_names is not None
+    file_names = None if reading.class_names is not None else _file_names(teacher, reading, settings)
+    is_named = reading.class_names is not None or reading.class_map or file_names is not None
     if source.classes and not is_named and classes not in (None, source.classes):
         raise ContractViolation(
             f"teacher {teacher.id} has {classes} classes (output {teacher.output!r}), the dataset has "
             f"{source.classes}: they must be the same classes in the same order, or the teacher must be uploaded with "
             "its `class_names`, which are matched with those of the dataset"
         )
-    return None if names is None else match_classes(reading, teacher.file_class_names, names, classes)
+    return None if names is None else match_classes(reading, file_names, names, classes)
+
+
+def _file_names(teacher: TeacherRecord, reading: TeacherReading, settings: Settings) -> tuple[str, ...] | None:
+    """Class names in the file of a teacher, as its job will find them, whenever it was uploaded; None for none."""
+    if teacher.file_class_names is not None:
+        return tuple(teacher.file_class_names) or None
+    path, values = settings.teacher_path(teacher.sha256), tuple(reading.input_values.items())
+    return _inspected_names(path, teacher.output, values, timeout_s=settings.inspect_timeout_s)
+
+
+@functools.lru_cache(maxsize=64)
+def _inspected_names(
+    path: Path, output: str, values: tuple[tuple[str, Scalar], ...], *, timeout_s: float
+) -> tuple[str, ...] | None:
+    return inspect_in_subprocess(path, output, timeout_s, dict(values)).class_names
 
 
 def labels_of(plan: Plan, teacher: TeacherRecord, source: Source) -> tuple[LabelsPreview, list[str]]:

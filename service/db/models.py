@@ -32,7 +32,8 @@ class TeacherRecord(Base):
     """An ONNX classifier that was uploaded and inspected. Several may share one file, never one ``identity``.
 
     ``reading`` is what a client has stated of its output, classes and other inputs (``config.teacher.TeacherReading``),
-    NULL for nothing; ``file_class_names`` are those of the file's metadata.
+    NULL for nothing; ``file_class_names`` are those of the file's metadata, empty for
+    none, NULL where an earlier version has not read them.
     """
 
     __tablename__ = "teachers"

@@ -1,4 +1,4 @@
-"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, superfluous checkpoints."""
+"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, exports, checkpoints to spare."""
 
 import threading
 import time
@@ -13,6 +13,7 @@ from service.db.models import RunRecord
 from service.db.retention import Limits, Retention
 from service.db.states import State
 from service.engine.attempt_files import keep_farthest_checkpoint
+from service.operations.exports import remove_old
 from service.settings import Settings
 from workers import signals
 
@@ -67,6 +68,7 @@ class Housekeeper:
         began_s = time.monotonic()
         if is_first:
             self._sweep_checkpoints()
+        remove_old(self._settings.exports_dir)
         done = self._retention.collect(Limits.of(self._settings), should_stop=self._closed.is_set)
         if done.files_bytes or done.jobs or done.compacted_events:
             counts = {"jobs": len(done.jobs), "decoded": len(done.decoded), "compacted_events": done.compacted_events}

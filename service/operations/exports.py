@@ -1,9 +1,11 @@
 """Exports of caches as files: made when they are asked for first, removed an hour after they were asked for last."""
 
 import fcntl
+import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from service.errors import NotInstalled
 from service.paths import EXPORT_SUFFIXES
 from store import CacheSpec
 from store.export import ExportFormat, SampleFacts, export_cache
-from workers.data.prepared import open_prepared
+from store.statistics import STATISTICS
+from workers.data.prepared import SubsetDataset, open_prepared
 from workers.errors import InvalidDataset
 from workers.files import file_sha256, replacing
 
@@ -19,6 +22,8 @@ KEPT_S = 3600.0
 _DIGEST = ".sha256"
 _LOCK = ".lock"
 _PARTIAL = ".partial"
+# View, number and label of a row, or quotes and commas of JSON, at most.
+_ROW_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,15 @@ def export_once(
     key: str,
     format: ExportFormat,
     *,
-    facts: Callable[[], SampleFacts | None],
+    facts: SampleFacts | None,
     check_room: Callable[[], None],
 ) -> ExportedCache:
     """Export a cache, or find the export that was made already; others wait while one makes it.
 
     Args:
         folder: of exports; it is made.
-        facts: called where the export has to be made.
-        check_room: likewise; it raises where the disk has no room for the file.
+        facts: about its samples, where they are known; without them it is another file.
+        check_room: called where the export has to be made; it raises where the disk has no room for the file.
 
     Raises:
         NotInstalled: ``parquet`` without pyarrow.
@@ -55,16 +60,15 @@ def export_once(
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_old(folder)
-    path = folder / f"{key}{EXPORT_SUFFIXES[format]}"
+    path = folder / f"{key}{'' if facts is None else '-samples'}{EXPORT_SUFFIXES[format]}"
     digest = path.with_name(path.name + _DIGEST)
-    with path.with_name(path.name + _LOCK).open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(path):
         # The digest is written last: without it the file may be half of one.
         if not digest.exists():
             check_room()
-            partial = path.with_name(path.name + _PARTIAL)
+            partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PARTIAL}")
             try:
-                export_cache(caches_dir, key, format, partial, facts=facts())
+                export_cache(caches_dir, key, format, partial, facts=facts)
                 partial.replace(path)
             except ModuleNotFoundError as error:
                 raise NotInstalled("Parquet files need", str(error.name), "datasets") from error
@@ -83,19 +87,64 @@ def facts_of(datasets_dir: Path, spec: CacheSpec) -> SampleFacts | None:
     except InvalidDataset:
         return None
     ids = opened.sample_ids
-    return SampleFacts(list(map(str, range(opened.samples))) if ids is None else ids, opened.labels_N)
+    if ids is not None:
+        return SampleFacts(ids, opened.labels_N)
+    rows = opened.rows_N.tolist() if isinstance(opened, SubsetDataset) else range(opened.samples)
+    return SampleFacts(list(map(str, rows)), opened.labels_N)
+
+
+def export_bytes(spec: CacheSpec, format: ExportFormat, stored_bytes: int, facts: SampleFacts | None) -> int:
+    """Bytes that an export may take.
+
+    Args:
+        stored_bytes: of the cache, which ``zarr`` copies as it is; the other formats hold decoded rows.
+    """
+    id_length = 0 if facts is None else max(map(len, facts.ids), default=0)
+    if format == "zarr":
+        return stored_bytes + spec.samples * (id_length + _ROW_BYTES)
+    row_bytes = spec.classes * spec.numpy_dtype.itemsize + len(STATISTICS) * 4
+    # Of npz an id is UTF-32, once for a sample; of parquet text, in each of its rows.
+    ids = spec.samples * id_length * 4 if format == "npz" else spec.views * spec.samples * id_length
+    return spec.views * spec.samples * (row_bytes + _ROW_BYTES) + ids
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of an export, whoever else makes or removes it."""
+    name = path.with_name(path.name + _LOCK)
+    while True:
+        with name.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # One that was removed while this waited for it locks nobody out.
+            if os.fstat(lock.fileno()).st_nlink:
+                yield
+                return
 
 
 def remove_old(folder: Path) -> None:
-    """Remove what nobody has asked for within ``KEPT_S``; a download that is under way keeps its open file."""
+    """Remove what nobody has asked for within ``KEPT_S``; a download that is under way keeps its open file.
+
+    What is being made, however long that takes, is locked and left alone.
+    """
     newest = time.time() - KEPT_S
-    for digest in folder.glob(f"*{_DIGEST}"):
-        with suppress(FileNotFoundError):
-            if digest.stat().st_mtime < newest:
-                digest.unlink()
-                digest.with_suffix("").unlink()
+    names = {path.name.removesuffix(end) for end in (_DIGEST, _LOCK) for path in folder.glob(f"*{end}")}
+    for path in (folder / name for name in names):
+        digest, lock = (path.with_name(path.name + end) for end in (_DIGEST, _LOCK))
+        if not _is_old(digest if digest.exists() else lock, newest):
+            continue
+        with lock.open("ab") as held, suppress(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Asked again under the lock: it may have been made anew meanwhile.
+            if not digest.exists() or _is_old(digest, newest):
+                for each in (digest, path, lock):
+                    each.unlink(missing_ok=True)
     # Left by a process that was killed.
-    for path in (*folder.glob(f"*{_PARTIAL}"), *folder.glob(f"*{_LOCK}")):
-        with suppress(FileNotFoundError):
-            if path.stat().st_mtime < newest:
-                path.unlink()
+    for partial in folder.glob(f"*{_PARTIAL}"):
+        if _is_old(partial, newest):
+            partial.unlink(missing_ok=True)
+
+
+def _is_old(path: Path, newest: float) -> bool:
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime < newest
+    return False

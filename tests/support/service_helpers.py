@@ -135,6 +135,7 @@ def teacher_row(sha256: str = "a" * 64, classes: int = 10) -> TeacherRecord:
         outputs=[{"name": "logits", "dtype": "float32", "shape": ["n", classes]}],
         output="logits",
         preprocessing=PREPROCESSING.model_dump(mode="json"),
+        file_class_names=[],
     )
 
 

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from tests.support.digits import Digits
 from workers.config.draft import JobDraft
 from workers.config.task import Folders
 from workers.errors import InvalidJob
-from workers.events import Log, PreflightChecked
+from workers.events import Event, Log, PreflightChecked, never
+from workers.files import file_sha256
 from workers.pipeline import JobOutcome, run_job
+from workers.students.build import build_student
+from workers.teacher.plan_caches import plan_caches
 
 
 def written(digits: Digits, path: Path, labels_N: np.ndarray | None, *, test_labels: bool = True) -> None:
@@ -76,6 +80,25 @@ def test_job_without_any_label_distils_and_measures_agreement_and_kl(digits: Dig
     )
     config = json.loads((tmp_path / "out" / "run-0" / "artifacts" / "config.json").read_text())
     assert config["class_names"] == [str(label) for label in range(10)]
+
+
+def test_first_weights_fit_as_many_classes_as_the_teacher_has_where_nothing_names_them(
+    digits: Digits, tmp_path: Path
+) -> None:
+    written(digits, tmp_path / "digits.npz", None, test_labels=False)
+    save_file(build_student("cnn_s", 10, in_channels=1).state_dict(), tmp_path / "begun.safetensors")
+    init = {"weights": "begun.safetensors", "sha256": file_sha256(tmp_path / "begun.safetensors")}
+    document = {
+        "dataset": {"kind": "npz", "path": "digits.npz"},
+        "test": None,
+        "students": [{"name": "cnn_s", "init": init}],
+        "methods": ["kd"],
+        "teacher": digits.teacher_spec.model_dump(mode="json"),
+    }
+    job, events = JobDraft.model_validate(document).job(), list[Event]()
+    folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
+    plan_caches(job, folders, events.append, never, threads=1, device="cpu")
+    assert any(isinstance(event, Log) and "student 'cnn_s' begins with the" in event.message for event in events)
 
 
 def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path: Path) -> None:

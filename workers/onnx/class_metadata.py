@@ -21,7 +21,10 @@ def class_names_of(model: onnx.ModelProto) -> tuple[str, ...] | None:
     """Names of the output's columns in their order; None if the metadata has none that can be read."""
     found = {readable(entry.key): readable(entry.value) for entry in model.metadata_props}
     for key in KEYS:
-        names = _parsed(found[key]) if key in found else None
+        try:
+            names = _parsed(found[key]) if key in found else None
+        except ValueError:  # a number for a name, with more digits than Python writes
+            names = None
         if names is not None:
             return names
     return None

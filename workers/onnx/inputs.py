@@ -1,11 +1,12 @@
 """Inputs of an ONNX classifier: the pictures, and scalars that a client has stated values for.
 
-Only onnx and the standard library are imported: the API process loads this file.
+Only onnx, numpy and the standard library are imported: the API process loads this file.
 """
 
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
 
 from workers.errors import InvalidTeacher
@@ -103,15 +104,21 @@ def _example(dtype: str) -> str:
 
 
 def _converted(value: GraphValue, given: Scalar) -> Scalar:
-    """The value as the input's dtype has it."""
-    fits = (
-        isinstance(given, bool)
-        if value.dtype == "bool"
-        else not isinstance(given, bool) and (value.dtype in _FLOATS or float(given).is_integer())
+    """The value as the input's dtype has it. Raises InvalidTeacher."""
+    span = ""
+    if value.dtype == "bool":
+        if isinstance(given, bool):
+            return given
+    else:
+        number = float if value.dtype in _FLOATS else int
+        limits = np.finfo(value.dtype) if value.dtype in _FLOATS else np.iinfo(value.dtype)
+        low, high = number(limits.min), number(limits.max)
+        # Compared as Python's numbers, exactly: an integer may be larger than any float.
+        is_whole = isinstance(given, int) or given.is_integer()
+        if not isinstance(given, bool) and (number is float or is_whole) and low <= given <= high:
+            return number(given)
+        span = f", {low:.6g} to {high:.6g}" if number is float else f", {low} to {high}"
+    raise InvalidTeacher(
+        f"`input_values` states {short(repr(given))} for {short(value.name)!r}, which is {value.dtype}{span}: "
+        f"{_example(value.dtype)}, say"
     )
-    if not fits:
-        raise InvalidTeacher(
-            f"`input_values` states {given!r} for {short(value.name)!r}, which is {value.dtype}: "
-            f"{_example(value.dtype)}, say"
-        )
-    return given if value.dtype == "bool" else float(given) if value.dtype in _FLOATS else int(given)

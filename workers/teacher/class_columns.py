@@ -7,8 +7,9 @@ A name fits in one of four ways, the first that finds any counts:
 3. the same WordNet id at its beginning (``n01440764``);
 4. one of several synonyms between commas, behind such an id or without ("n01440764 tench, Tinca tinca").
 
-Each class of the dataset needs one column, and a column has one class; the teacher may have more. Names that come from
-the file's metadata and fit none of the dataset's are left aside, for the order may still be right: the preflight looks.
+Each class of the dataset needs one column, and a column has one class; the teacher may have more. Names that nobody has
+stated, of the file's metadata, count only if they tell the column of every class. Else they are left aside where the
+numbers of classes agree, for the order may still be right: the preflight looks.
 """
 
 import re
@@ -70,15 +71,19 @@ def match_classes(
     if names is None and not reading.class_map:
         return _in_order(dataset_names, outputs)
     matches = _matches(names or (), reading.class_map, dataset_names, outputs)
-    if not any(matches) and reading.class_names is None and not reading.class_map:
-        found = _in_order(dataset_names, outputs)
+    is_stated = reading.class_names is not None or bool(reading.class_map)
+    try:
+        columns = _one_each(matches, names, dataset_names)
+    except ContractViolation:
+        if is_stated or (any(matches) and outputs not in (None, len(dataset_names))):
+            raise
+        which = "do not tell the column of each of" if any(matches) else "are none of"
         note = (
-            f"the class names in the teacher's file ({_listed(names or ())}) are none of the dataset's "
+            f"the class names in the teacher's file ({_listed(names or ())}) {which} the dataset's "
             f"({_listed(dataset_names)}): the classes are taken in their order"
         )
-        return found._replace(note=note)
-    columns = _one_each(matches, names, dataset_names)
-    in_order = columns == tuple(range(outputs or len(names or ())))
+        return _in_order(dataset_names, outputs)._replace(note=note)
+    in_order = columns == tuple(range(outputs or len(names or columns)))
     return ClassColumns(
         None if in_order else columns, "name", names, _note(columns, names, dataset_names, outputs, in_order=in_order)
     )

@@ -8,7 +8,8 @@
 | sigmoid | log p - log (1 - p) | the rounding of 1 - p: float32 tells logits up to 16.6 apart |
 
 A softmax over chosen logits is the softmax over all, renormalised; of probabilities the log of the chosen ones is
-renormalised, so that it stays log-probabilities.
+renormalised, so that it stays log-probabilities. Log-probabilities are stored as logits, so the chosen ones are not:
+their softmax is the same, and they are log-probabilities less a number of each row.
 
 Legend: B pictures, N columns of the output, K classes of the dataset.
 """

@@ -37,7 +37,7 @@ from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
 from workers.files import replacing
 from workers.teacher.cache_plan import CachePlan, EncodingCheck, KnownTeacher, cache_specs, views_of_teacher
 from workers.teacher.forwards import ForwardCounter
-from workers.teacher.plan_checks import check_initial_weights, check_levels, check_students, identify, smoke_run
+from workers.teacher.plan_checks import check_levels, check_networks, identify, smoke_run
 from workers.teacher.preflight.report import PreflightReport, ViewsReport
 from workers.teacher.preflight.views import check_views
 from workers.teacher.sessions import Device
@@ -81,8 +81,8 @@ def plan_caches(
     if "test" not in data:
         _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
     train = data["train"]
-    check_students(job, train, emit)
-    check_initial_weights(job, train, folders, emit)
+    if train.class_names:
+        check_networks(job, train, folders, emit)
     teacher = identify(job.teacher)
     smoke_run(teacher, train, folders, emit)
     size = teacher.preprocessing.size
@@ -100,6 +100,8 @@ def plan_caches(
         should_stop=should_stop,
         forwards_in=forwards_in,
     )
+    if not train.class_names:  # the teacher has told their number
+        check_networks(job, train.numbered(report.classes), folders, emit)
     check_levels(job, report, emit)
     check_encoding(job.cache.encoding, report.classes)
     _warn(class_warnings(source.classes or len(train.class_names), report.classes), emit)

@@ -21,6 +21,16 @@ from workers.students.catalog import STUDENTS, check_batch_size, check_image_sid
 from workers.teacher.preflight.report import PreflightReport
 
 
+def check_networks(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
+    """Refuse students and first weights that do not fit a training split whose number of classes is known.
+
+    Raises:
+        InvalidJob: as ``check_students`` and ``check_initial_weights``.
+    """
+    check_students(job, train, emit)
+    check_initial_weights(job, train, folders, emit)
+
+
 def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
     """Refuse students that cannot take the pictures or the batches: known now, and cheaper than after the inference."""
     size = output_size(job.views.augmentation, train.height, train.width)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
@@ -14,7 +15,13 @@ from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Views
 from workers.data import prepared
 from workers.errors import InvalidTeacher
+from workers.teacher.output_values import to_logits
 from workers.teacher.teacher import Teacher
+
+# Units in the last place of 1 by which the outputs of a sigmoid may differ between two providers.
+_SIGMOID_UNITS = 4
+# Statistics that rise with each logit.
+_RISING = ("max", "min", "mean")
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
 
     Returns:
         The largest absolute difference of a logit, beside what the cache's dtype or encoding and
-        another batch size or provider explain. Of a sparse cache, which has lost most logits, the
+        another batch size or provider explain, and, of a sigmoid, less what the rounding of its output
+        explains. Of a sparse cache, which has lost most logits, the
         largest of a statistic: those are of whole rows.
 
     Raises:
@@ -75,15 +83,38 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
         drawn = draw(recipe, spec.augmentation_seed, int(view), index, height=dataset.height, width=dataset.width)
         fresh_BC = teacher.run(teacher.preprocess_views(dataset.take(index), recipe, drawn))
         largest = max(largest, float(np.abs(fresh_BC).max()))
+        low_BC = high_BC = fresh_BC
+        if spec.output_kind == "sigmoid":
+            dtype = "float16" if teacher.graph.is_half else teacher.graph.output_dtype
+            low_BC, high_BC = _sigmoid_bounds(fresh_BC, dtype)
         statistics = {name: values_N[index] for name, values_N in reader.statistics(int(view)).items()}
         if isinstance(spec.encoding, SparseEncoding):
-            fresh = row_statistics(fresh_BC)
-            worst = max(worst, *(float(np.abs(fresh[name] - statistics[name]).max()) for name in fresh))
+            low, high = row_statistics(low_BC), row_statistics(high_BC)
+            names = low if low_BC is high_BC else _RISING
+            worst = max(worst, *(_outside(statistics[name], low[name], high[name]) for name in names))
         else:
             stored_BC = reader.gather(int(view), index).astype(np.float32)
-            worst = max(worst, float(np.abs(fresh_BC - stored_BC).max()))
+            worst = max(worst, _outside(stored_BC, low_BC, high_BC))
         if spec.encoding == "uint8":
             half_step = max(half_step, float((statistics["max"] - statistics["min"]).max()) / 510)
     # Half a unit in the last place of float16 or half a step of uint8, and 1e-4 for another order of summation.
     unit = 2.0**-11 if spec.dtype == "float16" else 0.0
     return RecheckReport(len(chosen), worst, largest * (unit + 1e-4) + half_step + 1e-5)
+
+
+def _outside(values: NDArray[np.float32], low: NDArray[np.float32], high: NDArray[np.float32]) -> float:
+    """Largest distance of a value from its bounds; 0 if all lie between them."""
+    return max(0.0, float((low - values).max()), float((values - high).max()))
+
+
+def _sigmoid_bounds(z_BC: NDArray[np.float32], dtype: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Least and largest logits [B, C] that the rounding of a sigmoid's output explains: far apart where p is near 0, 1.
+
+    Args:
+        z_BC: logits of the sigmoid.
+        dtype: of its output.
+    """
+    p_BC = 1 / (1 + np.exp(-z_BC.astype(np.float64)))
+    step = _SIGMOID_UNITS * float(np.finfo(dtype).eps)
+    low_BC, high_BC = (to_logits((p_BC + way).astype(np.float32), "sigmoid") for way in (-step, step))
+    return low_BC, high_BC

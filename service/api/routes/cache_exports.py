@@ -1,6 +1,5 @@
 """Route of a cache as one file: npz, Parquet or Zarr."""
 
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -10,7 +9,7 @@ from service.api.dependencies import Ctx, Heavy
 from service.api.file_downloads import download
 from service.api.problems import responses
 from service.api.routes.caches import Key
-from service.operations.exports import export_once, facts_of
+from service.operations.exports import export_bytes, export_once, facts_of
 from service.paths import EXPORT_SUFFIXES
 from store.export import ExportFormat
 
@@ -49,13 +48,14 @@ def export_cache(
     """
     entry = ctx.catalog.get(key)
     spec = ctx.catalog.spec(key)
+    facts = facts_of(ctx.settings.datasets_dir, spec)
     made = export_once(
         ctx.settings.exports_dir,
         ctx.settings.caches_dir,
         key,
         format,
-        facts=partial(facts_of, ctx.settings.datasets_dir, spec),
-        check_room=lambda: ctx.check_disk(entry.size_bytes),
+        facts=facts,
+        check_room=lambda: ctx.check_disk(export_bytes(spec, format, entry.size_bytes, facts)),
     )
     name = f"{key[:_SHOWN_DIGITS]}-{spec.split}{EXPORT_SUFFIXES[format]}"
     return download(made.path, request, name=name, sha256=made.sha256, media_type=_MEDIA_TYPES[format])

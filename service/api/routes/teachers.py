@@ -26,6 +26,7 @@ from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
 from workers.config.published_preprocessing import NAMED
 from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.errors import UnknownName
 from workers.onnx import smoke_test, versions
 from workers.onnx.byte_input import check_bytes, fitted_to_input
 from workers.onnx.inspection import inspect_in_subprocess
@@ -59,7 +60,7 @@ def show(row: TeacherRecord, settings: Settings) -> Teacher:
         output_kind=reading.output_kind,
         classes=classes_of(row),
         class_names=None if reading.class_names is None else list(reading.class_names),
-        file_class_names=row.file_class_names,
+        file_class_names=row.file_class_names or None,
         class_map=reading.class_map,
         input_values=reading.input_values,
         smoke_run="passed" if has_passed else "pending",
@@ -151,7 +152,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
         output=graph.output,
         preprocessing=described,
         reading=stated or None,
-        file_class_names=None if graph.class_names is None else list(graph.class_names),
+        file_class_names=list(graph.class_names or ()),
     )
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
@@ -198,8 +199,11 @@ def _name(given: str | None, sha256: str) -> str:
 def _preprocessing(text: str | None) -> Preprocessing:
     if text is None:
         return Preprocessing()
-    if text.strip() in NAMED:
-        return Preprocessing.model_validate(text.strip())
+    name = text.strip()
+    if name in NAMED:
+        return Preprocessing.model_validate(name)
+    if name.replace("-", "_").isidentifier():
+        raise UnknownName("preprocessing", name, NAMED)
     try:
         preprocessing = Preprocessing.model_validate_json(text)
     except ValidationError as error:

@@ -186,6 +186,7 @@ def test_a_bad_file_is_refused_and_leaves_nothing(api: Api, content: bytes, word
         ({"preprocessing": "imagenet"}, "invalid-teacher", "3 channels"),
         ({"preprocessing": '"imagenet"'}, "invalid-teacher", "3 channels"),
         ({"preprocessing": '"imagnet"'}, "unknown-name", "Did you mean 'imagenet'"),
+        ({"preprocessing": " imagenett"}, "unknown-name", "Did you mean 'imagenet'"),
         (
             {"preprocessing": '{"input_size": [1, 8, 8], "crop_mode": "border"}'},
             "invalid-request",

@@ -7,9 +7,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from sqlalchemy import update
 
 from service.cli import main
-from service.db.models import JobRecord
+from service.db.models import JobRecord, TeacherRecord
 from service.engine.scheduler import job_spec
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes
@@ -163,6 +164,18 @@ def test_dry_run_shows_the_order_of_the_classes(api: Api) -> None:
     by_position = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body()).json()["classes"]
     assert (by_position["matched_by"], by_position["note"]) == ("position", "")
     assert by_position["order"][9] == {"dataset": "9", "column": 9, "teacher": None}
+
+
+def test_dry_run_reads_the_names_in_a_file_that_an_earlier_version_has_taken(api: Api) -> None:
+    model = onnx.load_from_string(onnx_bytes())
+    helper.set_model_props(model, {"class_names": REVERSED})
+    teacher = api.upload(model.SerializeToString()).json()
+    assert teacher["file_class_names"] == list("9876543210")
+    with api.context.database.write() as session:
+        session.execute(update(TeacherRecord).values(file_class_names=None))
+    answer = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body(teacher=teacher["id"]))
+    assert answer.json()["classes"]["matched_by"] == "name"
+    assert answer.json()["classes"]["order"][0] == {"dataset": "0", "column": 9, "teacher": "0"}
 
 
 def test_job_takes_some_classes_of_a_larger_teacher_and_no_superset(api: Api) -> None:

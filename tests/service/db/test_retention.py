@@ -154,6 +154,10 @@ def test_the_leading_engine_collects_what_the_settings_say_and_another_one_nothi
     with shelf.database.write() as session:
         session.add(DeletedPathRecord(path="jobs/gone"))
     (settings.jobs_dir / "gone").mkdir()
+    settings.exports_dir.mkdir()
+    export = settings.exports_dir / "old.npz.sha256"
+    export.touch()
+    os.utime(export, (0, 0))
     other = EngineQueries(shelf.database, "another")
     assert other.acquire_lease()
     keeper = Housekeeper(settings, shelf.queries, period_s=0.01)
@@ -163,6 +167,7 @@ def test_the_leading_engine_collects_what_the_settings_say_and_another_one_nothi
         assert shelf.queries.acquire_lease()
         wait_until(lambda: shelf.there == 1)
     assert not (settings.jobs_dir / "gone").exists()
+    assert not export.exists()
 
 
 def test_housekeeping_goes_on_after_a_failure(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:

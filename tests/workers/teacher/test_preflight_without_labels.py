@@ -81,6 +81,21 @@ def test_preflight_with_few_labels_judges_by_the_labelled_pictures(tmp_path: Pat
         teacher(sees_colour((0, 1, 2)), tmp_path).run_preflight(few, rows=100)
 
 
+def test_preflight_with_a_handful_of_labels_warns_and_judges_by_the_answers_as_well(tmp_path: Path) -> None:
+    data = coloured(300)
+    labels_N = np.full(300, -1)
+    labels_N[7] = (data.labels_N[7] + 1) % 3
+    one = labelled(data.images_NHWC, labels_N, COLOURS)
+    report = teacher(sees_colour(), tmp_path).run_preflight(one, rows=100)
+    assert (report.labelled, report.accuracy, report.refusals) == (1, 0.0, ())
+    assert report.without_labels is not None
+    said = " ".join(report.warnings)
+    assert "right on 0 of 1 labelled pictures" in said
+    assert "only 1 training pictures have a label" in said
+    with pytest.raises(ContractViolation, match="gives the same outputs for each of 100 pictures"):
+        teacher(of_weights(np.zeros((192, 3))), tmp_path).run_preflight(one, rows=100)
+
+
 def test_slice_has_every_labelled_row_it_has_room_for_and_then_others() -> None:
     labels_N = np.where(np.arange(1000) % 50 == 0, np.arange(1000) % 2, -1)
     index_R = slice_rows(labels_N, 2, 100)

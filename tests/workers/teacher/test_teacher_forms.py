@@ -480,6 +480,10 @@ def test_byte_input_refuses_a_scaling(tmp_path: Path) -> None:
     path = FORMS["bytes in"].build(tmp_path)
     with pytest.raises(InvalidTeacher, match=r"'images' is uint8: its scaling is in the graph.*`scale` 1\.0"):
         Teacher(path, LAST, threads=1, device="cpu")
+    published = Preprocessing.model_validate("imagenet")
+    left = r'out of the upload.s preprocessing, {"size": \[224, 224\], "resize": 256, "interpolation": "bilinear"}, or'
+    with pytest.raises(InvalidTeacher, match=left):
+        Teacher(path, published, threads=1, device="cpu")
 
 
 def test_metadata_that_names_no_class_of_the_dataset_leaves_the_order(tmp_path: Path) -> None:

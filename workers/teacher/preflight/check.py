@@ -1,7 +1,7 @@
 """Check of a teacher on plain pictures: classes, outputs, batches, accuracy, class order, preprocessing.
 
 Accuracy, class order and preprocessing are judged by the pictures that have a label; where none has, ``without_labels``
-judges the teacher.
+judges the teacher. Where few have, both look, and what the labels say is a warning.
 """
 
 import functools
@@ -30,6 +30,7 @@ from workers.unlabelled import labelled_rows
 AGAIN_ROWS, AGAIN_BATCH = 64, 24  # pictures that are run twice, the second time so many at once
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
 ALONE_ROWS = 4  # pictures compared alone and in a batch
+LABELLED_MIN = 20  # fewer labelled pictures refuse no teacher
 _ALIKE_MAX = 10  # warnings about classes with names that look alike
 
 
@@ -74,12 +75,16 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
         preprocessing, more_rows = better_preprocessing(
             teacher, dataset, index_R[labelled], score, columns=classes.columns
         )
-        refusals += _accuracy_refusal(score, order, preprocessing)
-    else:
+        doubts = _accuracy_refusal(score, order, preprocessing)
+        if len(labelled) < LABELLED_MIN:
+            warnings += [f"{doubt} So few labels refuse no teacher" for doubt in doubts]
+        else:
+            refusals += doubts
+    if len(labelled) < LABELLED_MIN:
         logits_of = functools.partial(to_logits, kind=kind.stored, columns=classes.columns)
         found = judge_without_labels(teacher, dataset, index_R, outputs_RN, logits_of=logits_of)
         judged, of_judgement, unlike = found
-        warnings, refusals, more_rows = warnings + of_judgement, refusals + unlike, judged.forwards
+        warnings, refusals, more_rows = warnings + of_judgement, refusals + unlike, more_rows + judged.forwards
     warnings += numeric_names(dataset.class_names)
     warnings += [f"classes that look alike: {found}" for found in differences(dataset.class_names)[:_ALIKE_MAX]]
     return PreflightReport(

@@ -7,7 +7,7 @@ from workers.errors import ContractViolation
 
 
 class WithoutLabels(BaseModel):
-    """Judgement of a teacher on pictures of which none has a label.
+    """Judgement of a teacher on pictures of which none, or few, have a label.
 
     Attributes:
         entropy: mean of the softmax's, in nats; at most log of the number of classes.
@@ -48,7 +48,7 @@ class PreflightReport(BaseModel):
         warnings: sentences for a person; nothing that forbids the work.
         normalised: the graph ends in a softmax or a log-softmax, so that what is cached are log-probabilities.
         labelled: pictures of the slice that have a label, where not all have one.
-        without_labels: what it was judged by where none has.
+        without_labels: what it was judged by where none has, or so few that they refuse no teacher.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

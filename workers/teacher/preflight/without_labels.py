@@ -1,4 +1,4 @@
-"""Judgement of a teacher on pictures of which none has a label: by what it answers, not by whether that is right.
+"""Judgement of a teacher on pictures of which none or few have a label: by its answers, not by whether they are right.
 
 - Constant output: every picture has the same outputs.
 - One class: every picture is taken for it.
@@ -27,7 +27,7 @@ from workers.teacher.preflight.report import WithoutLabels
 from workers.teacher.preflight.rows import BATCH, batch_rows
 from workers.teacher.preflight.score import Score
 from workers.teacher.preflight.session import Outputs, Rows, TeacherSession
-from workers.unlabelled import class_name
+from workers.unlabelled import class_name, labelled_rows
 
 # Of the largest output: what rounding makes of equal ones.
 _EQUAL = 1e-6
@@ -75,9 +75,13 @@ def judge_without_labels(
         f"{classes} classes are taken, {most!r} for {judged.largest_share:.1%}; {judged.agreement:.1%} of the pictures "
         "are taken for the same class when they are moved by a few pixels"
     )
+    labelled = len(labelled_rows(dataset.labels_N[index_R]))
+    few, sure = (
+        (f"only {labelled} training pictures have", " for sure") if labelled else ("no training picture has", "")
+    )
     warnings = [
-        f"no training picture has a label, so whether the teacher is right, its class order and its preprocessing "
-        f"cannot be checked; it is judged by its answers to {len(index_R)} pictures: {said}"
+        f"{few} a label, so whether the teacher is right, its class order and its preprocessing cannot be "
+        f"checked{sure}; it is judged by its answers to {len(index_R)} pictures: {said}"
     ]
     if judged.classes_taken < classes / 2 and len(index_R) >= _ROWS_PER_CLASS * classes:
         warnings.append(
