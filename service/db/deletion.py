@@ -3,8 +3,8 @@
 The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``) for each file or folder that nobody
 names any more, see ``tombstones``.
 
-Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from, a
-dataset or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
+Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from or
+whose weights a live job begins with, a dataset or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
 become retries of what the deleted run was a retry of.
 """
 
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from service.db.api_queries import DATASET
 from service.db.database import Database
+from service.db.first_weights import first_weights_in_use
 from service.db.models import (
     DatasetRecord,
     DeletedSumRecord,
@@ -225,6 +226,9 @@ def check_deletable(session: Session, job: JobRecord, run_ids: Sequence[str]) ->
             f"job {job.id} is tried again by {some_of(retries, _NAMED_MAX)}, which may go on from its checkpoints: "
             "cancel that, or wait for its end, then delete"
         )
+    in_use = first_weights_in_use(session)
+    for run_id in run_ids:
+        _refuse_in_use(f"run {run_id}, with whose weights students begin,", in_use.get(run_id, ()))
 
 
 def _unlink_run(session: Session, run: RunRecord) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from service.db.deletion import Deletion, decoded_in_use
+from service.db.first_weights import first_weights_in_use
 from service.db.models import EventRecord, JobRecord, RunRecord, utc_now
 from service.db.packed_events import compact
 from service.db.states import LIVE, TERMINAL, State
@@ -231,8 +232,9 @@ def _ended_jobs(session: Session) -> list[_Candidate]:
 
 
 def _needed(session: Session) -> set[str]:
-    """Jobs whose checkpoints a live retry may go on from."""
-    found = set[str]()
+    """Jobs whose checkpoints a live retry may go on from, or with whose weights a live job begins."""
+    first = select(RunRecord.job_id).where(RunRecord.id.in_(first_weights_in_use(session)))
+    found = set(session.scalars(first))
     live = select(RunRecord.retry_of).where(RunRecord.state.in_(LIVE), RunRecord.retry_of.is_not(None))
     wanted = set(session.scalars(live))
     while wanted:

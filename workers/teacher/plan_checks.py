@@ -9,7 +9,7 @@ from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
 from workers.config.weights_file import check_digest, describe_weights, find_weights
 from workers.data.prepared import Dataset
-from workers.errors import ContractViolation, InvalidTeacher
+from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
 from workers.events import Emit, Log
 from workers.files import file_sha256
 from workers.methods.method import Method
@@ -51,6 +51,9 @@ def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
 def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
     """Refuse files of first weights that are not of their student, and say which tensors they give.
 
+    Weights that a job has named by their digest were there when it was posted. Where they are gone or others since, it
+    warns: runs with a checkpoint do without them, and ``take_initial_weights`` refuses the rest.
+
     Raises:
         InvalidJob: as ``find_weights``, ``check_digest`` and ``fit_weights``.
     """
@@ -63,8 +66,14 @@ def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: 
         init = student.init
         if init == "random":
             continue
-        path = find_weights(init, student.name, folders)
-        check_digest(init, path)
+        try:
+            path = find_weights(init, student.name, folders)
+            check_digest(init, path)
+        except InvalidJob as error:
+            if init.sha256 is None:
+                raise
+            emit(Log(level="warning", message=f"{error}. Runs that have a checkpoint go on, the others will fail"))
+            continue
         network, larger = (build_student(student.name, train.classes + more, train.channels, side) for more in (0, 1))
         fit = fit_weights(path, network, larger)
         emit(Log(message=f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}"))

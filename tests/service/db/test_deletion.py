@@ -27,6 +27,7 @@ from service.db.models import (
     utc_now,
 )
 from service.db.packed_events import compact
+from service.db.retention import Limits, Retention
 from service.db.states import State
 from service.errors import Conflict, NotFound
 from service.operations.data_dir import unknown_files
@@ -207,6 +208,23 @@ def test_delete_run_leaves_the_jobs_other_runs(api: Api) -> None:
     assert api.client.delete(f"/v1/runs/{gone}").status_code == 404
     live = a_job(api, State.RUNNING)
     assert api.client.delete(f"/v1/runs/{api.records.runs(live)[0].id}").status_code == 409
+
+
+def test_weights_that_a_live_job_begins_with_stay(api: Api) -> None:
+    job_id = a_job(api)
+    begun, other = (run.id for run in api.records.runs(job_id))
+    student = {"name": "cnn_s", "init": {"run": begun}}
+    teacher = api.queries.get(TeacherRecord, api.teacher())
+    (live,) = fill(api.context.database, teacher, make_plan(students=[student]), [State.QUEUED])
+    for path in (f"/v1/jobs/{job_id}", f"/v1/runs/{begun}"):
+        refused = api.client.delete(path)
+        assert refused.status_code == 409
+        assert f"run {begun}, with whose weights students begin, is used by job {live}" in refused.json()["detail"]
+    retention = Retention(api.settings, Deletion(api.context.database, api.settings))
+    assert retention.collect(Limits(jobs_max_count=0), dry_run=True).jobs == []
+    assert api.client.delete(f"/v1/runs/{other}").status_code == 204
+    api.client.post(f"/v1/jobs/{live}/cancel")
+    assert api.client.delete(f"/v1/jobs/{job_id}").status_code == 204
 
 
 def test_counters_of_metrics_do_not_fall_when_jobs_are_deleted(api: Api) -> None:

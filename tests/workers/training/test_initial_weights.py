@@ -1,6 +1,7 @@
 """First weights of a run: an earlier run's, or a file's; checked before the teacher is run, taken once, and said."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,13 +131,25 @@ def _no_config(folder: Path) -> None:
         (lambda _: None, "../begun", "is not allowed: give a path relative to the data root"),
     ],
 )
-def test_weights_that_are_not_the_jobs_are_refused_before_the_teacher_is_run(
-    change: Callable[[Path], None], given: str, message: str, digits: Digits, weights_file: str
+def test_weights_that_are_not_the_jobs_any_more_are_warned_of_and_refused_by_the_run(
+    change: Callable[[Path], None], given: str, message: str, digits: Digits, weights_file: str, tmp_path: Path
 ) -> None:
     folder = digits.folders.data_root / "begun"
     init = FileWeights(weights=given, sha256=file_sha256(digits.folders.data_root / weights_file))
     change(folder)
+    events = list[Event]()
+    # A run that has a checkpoint does without them.
+    check_initial_weights(job_of(digits, init), digits.train, digits.folders, events.append)
+    [warning] = [event for event in events if isinstance(event, Log)]
+    assert warning.level == "warning"
+    assert re.search(message, warning.message)
     with pytest.raises(InvalidJob, match=message):
+        train_run(task_of(digits, init, tmp_path), ignore, never)
+
+
+def test_weights_that_nobody_has_seen_are_refused_before_the_teacher_is_run(digits: Digits) -> None:
+    init = FileWeights(weights="none.safetensors")
+    with pytest.raises(InvalidJob, match="does not exist below the data root"):
         check_initial_weights(job_of(digits, init), digits.train, digits.folders, ignore)
 
 

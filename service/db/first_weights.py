@@ -1,0 +1,19 @@
+"""Runs whose weights live jobs begin with: ``init`` of a student of their plans."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.db.models import JobRecord
+from service.db.states import LIVE
+
+
+def first_weights_in_use(session: Session) -> dict[str, list[str]]:
+    """Ids of the live jobs with a student that begins with the weights of a run, by the run's id."""
+    found = dict[str, list[str]]()
+    live = select(JobRecord.id, JobRecord.plan["students"]).where(JobRecord.state.in_(LIVE)).order_by(JobRecord.id)
+    for job_id, students in session.execute(live):
+        for student in students:
+            init = student.get("init")
+            if isinstance(init, dict) and "run" in init:
+                found.setdefault(init["run"], []).append(job_id)
+    return found
