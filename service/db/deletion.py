@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from service.db.api_queries import DATASET
 from service.db.database import Database
+from service.db.job_teachers import live_users
 from service.db.models import (
     DatasetRecord,
     DeletedSumRecord,
@@ -187,8 +188,7 @@ def removable_copies(
 def check_teacher(session: Session, teacher_id: str) -> TeacherRecord:
     """The teacher, which may be deleted. Raises NotFound; Conflict: a live job uses it."""
     teacher = existing(session, TeacherRecord, teacher_id)
-    users = (JobRecord.teacher_id == teacher_id) & JobRecord.state.in_(LIVE)
-    _refuse_in_use(f"teacher {teacher_id}", session.scalars(select(JobRecord.id).where(users)).all())
+    _refuse_in_use(f"teacher {teacher_id}", live_users(session, teacher_id))
     return teacher
 
 
