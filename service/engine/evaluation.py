@@ -17,8 +17,9 @@ def evaluation_result(job: JobRecord) -> Json:
         job: with complete caches.
 
     Returns:
-        ``model_sha256`` of one teacher, ``models`` of several, which were measured as one. ``evaluation``: figures by split, as ``JobRecord.teacher_metrics`` has them. ``last``: the same as an epoch's
-        metrics, i.e. those of the test split without and those of validation with a prefix.
+        ``model_sha256`` of one teacher, ``models`` of several, which were measured as one. ``evaluation``: figures by
+        split, as ``JobRecord.teacher_metrics`` has them. ``last``: the same as an epoch's metrics, i.e. those of the
+        test split without and those of validation with a prefix.
     """
     measured: Json = job.teacher_metrics or {}
     last = {

@@ -172,7 +172,9 @@ class JobDraft(PlanDraft):
         Raises:
             InvalidJob: as ``filled``.
         """
-        return JobSpec.model_validate({**dict(self.filled(self.dataset)), "teacher": self.teacher, "teachers": self.teachers})
+        return JobSpec.model_validate(
+            {**dict(self.filled(self.dataset)), "teacher": self.teacher, "teachers": self.teachers}
+        )
 
 
 def _check_labels(methods: Sequence[Preset]) -> None:

@@ -157,9 +157,7 @@ def _examine(
     return _Examined(teacher, known, report, forwards)
 
 
-def _members(
-    job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, KnownSplit]
-) -> tuple[MemberPlan, ...]:
+def _members(job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, KnownSplit]) -> tuple[MemberPlan, ...]:
     """Several teachers with their own caches, those of a job of each alone."""
     alone = member_job(job)
     return tuple(
@@ -211,5 +209,3 @@ def prepare_data(
                 found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
     refusals.check(folders.datasets, spec)
     return found
-
-

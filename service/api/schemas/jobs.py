@@ -9,17 +9,18 @@ from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_val
 from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.costs import Cost, Eta
 from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
+from service.api.schemas.job_teachers import JobTeacher, TeacherChoice
 from service.api.schemas.labels import LabelsPreview
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.api.schemas.webhooks import WebhookDelivery, WebhookRequest
 from service.db.states import State
-from workers.config.combination import TEACHERS_MAX, TeacherWeight
+from workers.config.combination import TEACHERS_MAX
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
 from workers.config.job import Plan
 from workers.errors import InvalidJob
-from workers.spec import AtMost, Seed, Size, Spec
+from workers.spec import AtMost, Seed, Size
 
 # Of a job's temperature expressions in all: parsing so many takes 0.1 s.
 EXPRESSIONS_CHARACTERS_MAX = 1 << 16
@@ -57,17 +58,11 @@ def _expression_characters(value: object) -> int:
     return sum(map(_expression_characters, value)) if isinstance(value, list | tuple) else 0
 
 
-class TeacherChoice(Spec):
-    """One of several teachers: its id, and its weight in the combination."""
-
-    id: Annotated[str, Field(min_length=1, max_length=64, examples=[EXAMPLE_TEACHER])]
-    weight: TeacherWeight = 1.0
-
-
 class JobRequest(PlanDraft):
     """A job: a teacher, a dataset, and students x methods x seeds, each of which becomes a run.
 
-    In place of `teacher` it may have `teachers`, whose rows are combined as `combine` says. `dataset` is a description, or the id or name of a registered dataset.
+    In place of `teacher` it may have `teachers`, whose rows are combined as `combine` says. `dataset` is a description,
+    or the id or name of a registered dataset.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
@@ -239,15 +234,6 @@ class TeacherForwards(Document):
         description="what a live teacher would need for all epochs of all runs, less `run`; 0 until the caches are "
         "complete, and where they cost more than they spare",
     )
-
-
-class JobTeacher(Document):
-    """A teacher of a job, as it was when the job was posted."""
-
-    id: str | None
-    name: str | None
-    sha256: str
-    weight: float
 
 
 class JobSummary(Document):
