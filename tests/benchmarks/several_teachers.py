@@ -15,8 +15,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.bench import Options, show, write
-from tests.benchmarks.unlabelled import Sizes, unpack
-from tests.benchmarks.views import CLASSES, PICTURES
+from tests.benchmarks.views import CLASSES, PICTURES, Sizes, unpack
 from tests.conftest import SHARED
 from workers.config.combination import Combination, WeightedTeacher
 from workers.config.job import JobSpec
@@ -28,6 +27,8 @@ from workers.events import ignore, never
 from workers.pipeline import run_job
 
 NETWORKS = ("resnet56", "resnet20")
+# Of the training split, which nothing is trained on: the preflight looks at some.
+TRAINING_PICTURES = 500
 COMBINATIONS: tuple[dict[str, Any], ...] = (
     {"space": "logits"},
     {"space": "probabilities"},
@@ -65,7 +66,7 @@ def evaluate(folder: Path, name: str, combination: dict[str, Any] | None, networ
     chosen: dict[str, Any] = {"teacher": members[0].alone}
     if combination is not None:
         chosen = {"teachers": members, "combine": Combination.model_validate(combination)}
-    job = JobSpec(dataset=FolderDataset(path="plain"), evaluate=True, training=Training(device="cpu"), **{**chosen})
+    job = JobSpec(dataset=FolderDataset(path="cifar10"), evaluate=True, training=Training(device="cpu"), **{**chosen})
     folders = Folders(data_dir=folder / "data", data_root=folder)
     outcome = run_job(job, folders, folder / "out", ignore, never, threads=torch.get_num_threads())
     found: Any = outcome.teacher_metrics["test"]
@@ -74,8 +75,8 @@ def evaluate(folder: Path, name: str, combination: dict[str, Any] | None, networ
 
 def figures_of(folder: Path, test_pictures: int) -> list[Figure]:
     """Unpack so many test pictures, and evaluate every network and every combination on them."""
-    sizes = Sizes(0, 500, test_pictures, 1, 1, lr=0.1, student="", views=1, seeds=())
-    unpack(folder, sizes)
+    sizes = Sizes(TRAINING_PICTURES, test_pictures, 1, 1, lr=0.1, student="", views=(1,), seeds=())
+    unpack(folder / "cifar10", sizes)
     alone = [evaluate(folder, network, None, (network,)) for network in NETWORKS]
     return alone + [evaluate(folder, _name(each), each, NETWORKS) for each in COMBINATIONS]
 

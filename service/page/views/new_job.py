@@ -27,7 +27,7 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
     """Build the form of a job, from an old one, a teacher or a dataset where one is given."""
     catalog = await Catalog.load(api)
     document = await _like(api, job) if job else dict(_EXAMPLE)
-    if teacher or len(catalog.teachers) == 1:
+    if "teachers" not in document and (teacher or len(catalog.teachers) == 1):
         document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
     if dataset:
         document["dataset"] = dataset
