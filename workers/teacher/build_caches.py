@@ -146,7 +146,7 @@ def missing_blocks(
         judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
     for build in plan.builds:
         if build.teacher is None:
-            yield from _combine(plan, build, task, folders, emit, should_stop)
+            yield from _combine(plan, build, task, folders, emit=emit, should_stop=should_stop)
             continue
         judged = judged_rows if build.spec == plan.train_cache else 0
         yield from _complete(task(build.spec, build.teacher), emit, should_stop, judged_rows=judged)
@@ -174,6 +174,7 @@ def _combine(
     build: CacheBuild,
     task: Callable[[CacheSpec, TeacherSpec], InferenceTask],
     folders: Folders,
+    *,
     emit: Emit,
     should_stop: ShouldStop,
 ) -> Generator[MissingBlocks, None, None]:

@@ -57,7 +57,13 @@ def combined_specs(
             f"the job's teachers have {', '.join(map(str, counts))} classes, and the dataset does not tell which are "
             "its own: name its classes by `class_names`, and give each teacher its own `class_names`"
         )
-    teacher = KnownTeacher(_UNKNOWN, COMBINED, stored_kind(combination), counts[0], Preprocessing())
+    teacher = KnownTeacher(
+        sha256=_UNKNOWN,
+        output=COMBINED,
+        output_kind=stored_kind(combination),
+        classes=counts[0],
+        preprocessing=Preprocessing(),
+    )
     made = {}
     for split, spec in cache_specs(job, teacher, splits).items():
         description: dict[str, JsonValue] = {

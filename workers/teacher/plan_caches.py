@@ -84,7 +84,7 @@ def plan_caches(
             teacher,
             train,
             folders,
-            _naming(teacher.name, emit) if job.teachers else emit,
+            emit=_naming(teacher.name, emit) if job.teachers else emit,
             run_preflight=functools.partial(
                 run_recorded_preflight, threads=threads, device=device, should_stop=should_stop, forwards_in=forwards_in
             ),
@@ -134,8 +134,8 @@ def _examine(
     member: WeightedTeacher,
     train: Dataset,
     folders: Folders,
-    emit: Emit,
     *,
+    emit: Emit,
     run_preflight: Callable[..., tuple[PreflightReport, int]],
 ) -> _Examined:
     """Try a teacher on noise and on the data; the output's name is given from here on: a cache is known by it."""
