@@ -44,7 +44,7 @@ class Figure:
 
     Attributes:
         top1, nll, ece: on the test split.
-        forwards: pictures that a teacher was run on for it, without the preflight.
+        forwards: pictures that a teacher was run on for it, the preflight included.
     """
 
     name: str
