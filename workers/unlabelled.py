@@ -42,6 +42,11 @@ def with_unlabelled(labels_N: Labels, samples: int) -> Labels:
     return np.concatenate([labels_N, np.full(samples - len(labels_N), NO_LABEL, dtype=np.int64)])
 
 
+def labels_to_store(labels_R: Labels, logits_RC: NDArray[np.float32]) -> Labels:
+    """Labels for a sparse cache, which keeps the label's logit: where there is none, the class that is taken."""
+    return np.where(labels_R < 0, logits_RC.argmax(axis=1), labels_R) if (labels_R < 0).any() else labels_R
+
+
 def numbered(classes: int) -> tuple[str, ...]:
     """Names of classes that nothing names: "0", "1", ..."""
     return tuple(str(label) for label in range(classes))

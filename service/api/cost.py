@@ -8,15 +8,15 @@ import json
 from sqlalchemy import func, select
 
 from service.api.dependencies import Context
-from service.api.job_checks import CheckedJob, classes_of
+from service.api.job_checks import CheckedJob, CheckedTeacher, classes_of
 from service.api.schemas.costs import BreakEven, CacheCost, Cost, ForwardsCost, OtherWork, SecondsCost
 from service.db.database import Database
 from service.db.models import JobRecord, TeacherRecord
 from service.db.states import LIVE
-from service.estimates.caches import ExpectedCaches, expected_caches
+from service.estimates.caches import ExpectedCache, ExpectedCaches, expected_caches, expected_combination
 from service.estimates.history import read_measured
 from service.estimates.measured import MeasuredTimes, pictures_of_plan
-from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate
+from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate, rate_of_several
 from service.estimates.workload import JobRows, Slots, rows_of, training_s, workload_of
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
@@ -29,40 +29,71 @@ _TOO_LARGE = "a run needs more slots than the engine has"
 
 def cost_of(checked: CheckedJob, context: Context) -> Cost:
     """Estimate a job that was checked."""
-    plan, teacher, source = checked.plan, checked.teacher, checked.source
-    known = KnownTeacher(
-        sha256=teacher.sha256,
-        output=teacher.output,
-        output_kind="logits",
-        classes=source.classes or classes_of(teacher) or 0,
-        preprocessing=Preprocessing.model_validate(teacher.preprocessing),
-        columns=None if checked.classes is None else checked.classes.columns,
-        inputs=(teacher.reading or {}).get("input_values", {}),
-    )
-    caches = expected_caches(plan, known, source, datasets=context.settings.datasets_dir, catalog=context.catalog)
+    plan = checked.plan
+    by_teacher, combined = _expected(checked, context)
+    caches = combined or by_teacher[0]
     samples = {str(split): count for split, count in caches.samples.items()}
     rows, measured = rows_of(plan, samples), read_measured(context.database)
-    to_run = sum(cache.rows - cache.rows_cached for cache in caches.caches)
-    rate = _rate(plan, teacher, measured, infers=to_run > 0)
+    to_run = [sum(cache.rows - cache.rows_cached for cache in each.caches) for each in by_teacher]
+    if combined is not None and all(cache.rows_cached == cache.rows for cache in combined.caches):
+        # Of combined rows that are all there no teacher is asked again.
+        to_run = [0] * len(by_teacher)
+    rates = [
+        _rate(plan, each.record, measured, infers=rows > 0) for each, rows in zip(checked.teachers, to_run, strict=True)
+    ]
+    rate = rates[0] if len(rates) == 1 else rate_of_several(rates, to_run)
     capacity = context.records.capacity()
     slots = None if capacity is None else Slots.model_validate(capacity)
+    needed = sum(cache.rows for each in by_teacher for cache in each.caches)
     return Cost(
         samples=samples,
-        caches=_caches(caches),
+        caches=[
+            *(
+                _cache(cache, teacher.record.id)
+                for teacher, each in zip(checked.teachers, by_teacher, strict=True)
+                for cache in each.caches
+            ),
+            *(_cache(cache, None) for cache in (combined.caches if combined else ())),
+        ],
         forwards=ForwardsCost(
-            needed=sum(cache.rows for cache in caches.caches),
-            cached=sum(cache.rows_cached for cache in caches.caches),
-            to_run=to_run,
+            needed=needed,
+            cached=needed - sum(to_run),
+            to_run=sum(to_run),
             cached_known_by=caches.known_by,
         ),
-        seconds=_seconds(plan, rows, measured, slots, rate=rate, to_run=to_run),
-        break_even=_break_even(plan, rows, to_run, rate),
+        seconds=_seconds(plan, rows, measured, slots, rate=rate, to_run=sum(to_run)),
+        break_even=_break_even(plan, rows, sum(to_run), rate, teachers=len(rates)),
         other_work=_other_work(context.database),
     )
 
 
-def _caches(found: ExpectedCaches) -> list[CacheCost]:
-    return [CacheCost(**{name: getattr(cache, name) for name in CacheCost.model_fields}) for cache in found.caches]
+def _expected(checked: CheckedJob, context: Context) -> tuple[list[ExpectedCaches], ExpectedCaches | None]:
+    """Caches of each teacher, and those that are combined of them; None where there is one teacher."""
+    datasets, catalog = context.settings.datasets_dir, context.catalog
+    known = [_known(each, checked) for each in checked.teachers]
+    if len(known) == 1:
+        return [expected_caches(checked.plan, known[0], checked.source, datasets=datasets, catalog=catalog)], None
+    weighted = [(teacher, each.weight) for teacher, each in zip(known, checked.teachers, strict=True)]
+    return expected_combination(checked.plan, weighted, checked.source, datasets=datasets, catalog=catalog)
+
+
+def _known(checked: CheckedTeacher, job: CheckedJob) -> KnownTeacher:
+    teacher = checked.record
+    return KnownTeacher(
+        sha256=teacher.sha256,
+        output=teacher.output,
+        output_kind="logits",
+        classes=job.source.classes or classes_of(teacher) or 0,
+        preprocessing=Preprocessing.model_validate(teacher.preprocessing),
+        columns=None if checked.classes is None else checked.classes.columns,
+        inputs=(teacher.reading or {}).get("input_values", {}),
+    )
+
+
+def _cache(cache: ExpectedCache, teacher: str | None) -> CacheCost:
+    """Document of a cache; ``teacher`` is None of a combined one."""
+    names = CacheCost.model_fields.keys() - {"teacher"}
+    return CacheCost(teacher=teacher, **{name: getattr(cache, name) for name in names})
 
 
 def _rate(plan: Plan, teacher: TeacherRecord, measured: MeasuredTimes, *, infers: bool) -> InferenceRate | None:
@@ -111,9 +142,9 @@ def _seconds(
     )
 
 
-def _break_even(plan: Plan, rows: JobRows, to_run: int, rate: InferenceRate | None) -> BreakEven:
+def _break_even(plan: Plan, rows: JobRows, to_run: int, rate: InferenceRate | None, *, teachers: int) -> BreakEven:
     distilling = sum(run.method.expand().needs_teacher for run in plan.runs())
-    live = forwards_of_live_teacher(plan, rows.trained, rows.measured)
+    live = teachers * forwards_of_live_teacher(plan, rows.trained, rows.measured)
     # In the mean over the runs: a method that compares two views needs two passes.
     runs = to_run * distilling / live if live else None
     per_s = None if rate is None else rate.rows_per_s

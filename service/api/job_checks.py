@@ -4,6 +4,7 @@ The preflight finds the rest when the job starts: a truncated picture, the teach
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
 from service.api.schemas.labels import NAMES_MAX, LabelsPreview
 from service.db.api_queries import DATASET, ApiQueries
+from service.db.job_teachers import ChosenTeacher
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
 from service.estimates.caches import known_class_names
 from service.settings import Settings
 from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
+from workers.config.combination import check_count
 from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
 from workers.config.labels import check_labels, class_warnings, label_warnings
@@ -35,29 +38,49 @@ from workers.unlabelled import numbered
 
 
 @dataclass(frozen=True)
+class CheckedTeacher:
+    """A teacher of a request that was checked.
+
+    Attributes:
+        classes: how the dataset's classes lie in the teacher's output; None where the names are not known yet.
+    """
+
+    record: TeacherRecord
+    weight: float
+    classes: ClassColumns | None
+
+
+@dataclass(frozen=True)
 class CheckedJob:
     """A request that was checked.
 
     Attributes:
         plan: with the dataset in place.
+        teachers: one or more.
         source: the dataset as it was found.
         class_names: of the dataset, in label order; None where only decoding tells.
-        classes: how the dataset's classes lie in the teacher's output; None where the names are not known yet.
     """
 
     plan: Plan
-    teacher: TeacherRecord
+    teachers: tuple[CheckedTeacher, ...]
     source: Source
     class_names: tuple[str, ...] | None
-    classes: ClassColumns | None
+
+    @property
+    def teacher(self) -> TeacherRecord:
+        """The first teacher."""
+        return self.teachers[0].record
 
 
 def check_request(request: JobRequest, context: Context) -> None:
     """Check what needs neither teacher nor dataset.
 
     Raises:
-        InvalidRequest: more runs than the settings allow, or a webhook to a host that they do not.
+        InvalidRequest: no teacher, the same one twice, more runs than the settings allow, or a webhook to a host that
+            they do not.
+        InvalidJob: a list of one teacher, or a combination of one.
     """
+    _check_teachers(request)
     runs = len(request.students) * len(request.methods) * len(request.seeds)
     if runs > context.settings.job_runs_max:
         raise InvalidRequest(
@@ -71,8 +94,32 @@ def check_request(request: JobRequest, context: Context) -> None:
         raise InvalidRequest(str(error), "#/webhook/url") from error
 
 
-def find_teacher(id: str, context: Context) -> TeacherRecord:
-    """The teacher of that id, whose file is there.
+def _check_teachers(request: JobRequest) -> None:
+    if not request.choices:
+        raise InvalidRequest(
+            "Field required: the id of a teacher, or `teachers` for a combination of several", "#/teacher"
+        )
+    if request.teacher and request.teachers:
+        raise InvalidRequest("the job has `teacher` and `teachers`: leave one of them out", "#/teacher")
+    ids = [choice.id for choice in request.choices]
+    if twice := next((id for id in ids if ids.count(id) > 1), None):
+        raise InvalidRequest(f"teachers names {twice} twice: give it one larger `weight`", "#/teachers")
+    check_count(len(request.teachers), combines=request.combine is not None)
+
+
+def find_teachers(request: JobRequest, context: Context) -> tuple[ChosenTeacher, ...]:
+    """The teachers of a request, each as ``find_teacher`` finds it."""
+    return tuple(
+        ChosenTeacher(
+            find_teacher(choice.id, context, f"#/teachers/{number}/id" if request.teachers else "#/teacher"),
+            choice.weight,
+        )
+        for number, choice in enumerate(request.choices)
+    )
+
+
+def find_teacher(id: str, context: Context, place: str) -> TeacherRecord:
+    """The teacher of that id, whose file is there; ``place`` is where the request names it.
 
     Raises:
         InvalidRequest: there is no such teacher.
@@ -81,7 +128,7 @@ def find_teacher(id: str, context: Context) -> TeacherRecord:
     try:
         teacher = context.queries.get(TeacherRecord, id)
     except LookupError as error:
-        raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", "#/teacher") from error
+        raise InvalidRequest(f"{error}: upload one with POST /v1/teachers", place) from error
     if not context.settings.teacher_path(teacher.sha256).is_file():
         raise InvalidTeacher(f"the file of teacher {id} is gone: upload it again")
     return teacher
@@ -97,8 +144,8 @@ def find_dataset(request: JobRequest, queries: ApiQueries) -> DatasetSpec:
     return DATASET.validate_python(found.spec)
 
 
-def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> CheckedJob:
-    """Check a filled plan against its dataset and teacher.
+def check_plan(plan: Plan, teachers: Sequence[ChosenTeacher], settings: Settings) -> CheckedJob:
+    """Check a filled plan against its dataset and teachers.
 
     Raises:
         InvalidRequest: more epochs than the settings allow.
@@ -113,15 +160,18 @@ def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Checke
     plan.splits(source.splits)
     check_labels(plan, source.samples, source.labelled_samples)
     names = known_class_names(source, settings.datasets_dir)
-    matched = _match_classes(teacher, source, names, settings)
-    check_encoding(plan.cache.encoding, source.classes or classes_of(teacher) or 0)
+    checked = tuple(
+        CheckedTeacher(each.record, each.weight, _match_classes(each.record, source, names, settings))
+        for each in teachers
+    )
+    check_encoding(plan.cache.encoding, source.classes or classes_of(teachers[0].record) or 0)
     for student in plan.students:
         check_batch_size(student.name, plan.training.batch_size // plan.training.accumulate)
     size = student_size(plan)
     if size is not None:
         for student in plan.students:
             check_image_side(student.name, min(size))
-    return CheckedJob(plan, teacher, source, class_names=names, classes=matched)
+    return CheckedJob(plan, checked, source, class_names=names)
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Mapping
 
 from service.api.routes.runs import eta_of
-from service.api.schemas.jobs import Inference, Job, JobProgress, JobSummary, TeacherForwards
+from service.api.schemas.jobs import Inference, Job, JobProgress, JobSummary, JobTeacher, TeacherForwards
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.webhooks import WebhookDelivery
 from service.db.api_queries import ApiQueries
 from service.db.backoff import read_backoff
+from service.db.job_teachers import members_of
 from service.db.models import JobRecord, Json
 from service.db.states import State
 from service.db.webhook_outbox import WebhookOutbox
@@ -34,6 +35,9 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         ),
         teacher=row.teacher_id,
         teacher_sha256=row.teacher["sha256"],
+        teachers=[
+            JobTeacher(**{name: each.get(name) for name in JobTeacher.model_fields}) for each in members_of(row.teacher)
+        ],
         caches=row.caches,
         teacher_forwards=forwards(row),
         teacher_accuracy=row.teacher_accuracy,

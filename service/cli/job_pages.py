@@ -65,7 +65,7 @@ def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
         "priority": str(job["priority"]) if job["priority"] else None,
         "runs at once": str(job["parallel_runs"]) if job["parallel_runs"] else None,
         "retry of": job["retry_of"],
-        "teacher": job["teacher"],
+        "teacher": _teachers(job),
         "recipe": filled_in(job["plan"]),
         "caches": ", ".join(f"{split} {key[:12]}" for split, key in caches.items()),
         "cost": render.forwards(job),
@@ -85,6 +85,14 @@ def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
         for run in runs
     ]
     return Group(render.facts(pairs), Text(), render.table(headers, rows))
+
+
+def _teachers(job: Document) -> str:
+    """Id of the teacher; of several those of all, with their weights."""
+    several = job.get("teachers") or []
+    if len(several) < 2:
+        return str(job["teacher"])
+    return " + ".join(f"{each['weight']:g} {each['id']}" for each in several)
 
 
 def run_page(run: Document, files: Sequence[Document]) -> RenderableType:

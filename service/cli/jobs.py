@@ -50,7 +50,8 @@ def submit(
     """Post a job.
 
     In the file, "teacher" is the id of an uploaded one, or {"path": "teacher.onnx",
-    "preprocessing": {...}}, which is uploaded first; the path counts from the file's folder.
+    "preprocessing": {...}}, which is uploaded first; the path counts from the file's folder. "teachers" is a list of
+    {"id": ..., "weight": ...}, or with a "path" in place of the id.
     """
     options = session(context)
     job = read_json(file)
@@ -63,6 +64,8 @@ def submit(
     with options.client() as client:
         if isinstance(job.get("teacher"), dict):
             job["teacher"] = _upload(client, job["teacher"], file.parent)["id"]
+        if isinstance(job.get("teachers"), list):
+            job["teachers"] = [_uploaded(client, each, file.parent) for each in job["teachers"]]
         if dry_run:
             preview = client.submit(job, dry_run=True)
             options.show(preview, lambda: preview_page(preview))
@@ -207,6 +210,15 @@ def download(
                 _download_one(client, id, file, folder, progress=progress)
     rows = [(str(folder / file["name"]), render.size(file["size_bytes"])) for file in files]
     options.show(files, lambda: render.table(("file", "size>"), rows))
+
+
+def _uploaded(client: Client, teacher: object, folder: Path) -> object:
+    """One of several teachers with its id; what is neither an upload nor an id the service refuses."""
+    if not isinstance(teacher, dict) or "path" not in teacher:
+        return teacher
+    weight = {"weight": teacher["weight"]} if "weight" in teacher else {}
+    alone = {name: value for name, value in teacher.items() if name != "weight"}
+    return {"id": _upload(client, alone, folder)["id"], **weight}
 
 
 def _upload(client: Client, teacher: Document, folder: Path) -> Document:

@@ -19,7 +19,7 @@ from workers.config.teacher import TeacherReading
 
 _BUNDLE = "bundle.json"
 # In the order in which one follows from the other: what is named first explains most.
-_FIELDS = ("job", "teacher", "datasets", "caches", "seeds", "versions", "machine")
+_FIELDS = ("job", "teacher", "teachers", "datasets", "caches", "seeds", "versions", "machine")
 # Of a line of metrics, what no two runs have in common.
 _TIMES = frozenset({"images_per_s", "seconds"})
 
@@ -42,10 +42,10 @@ def reproduce(
         raise BadInput(f"{id!r} is no id of a run (run_...)")
     with options.client() as client:
         bundle = fetch_bundle(client, id)
-        teacher = find_teacher(client, bundle["teacher"])
+        teachers = find_teachers(client, bundle)
         bundle["job"] = rename_customs(bundle["job"], {method["id"] for method in client.methods()})
         # The bundle states everything: no recipe is to fill in what it leaves at a default.
-        job = {**bundle["job"], "teacher": teacher, "name": f"reproduces {id}", "recipe": "none"}
+        job = {**bundle["job"], **teachers, "name": f"reproduces {id}", "recipe": "none"}
         posted = client.submit(job)
         stop_if_other_data(client, posted["id"], bundle["datasets"])
         ended = follow(client, posted["id"], render.console(stderr=True))
@@ -79,6 +79,14 @@ def fetch_bundle(client: Client, run_id: str) -> Document:
     if bundle.get("format") != 1:
         raise CommandFailed(f"{_BUNDLE} of {run_id} has format {bundle.get('format')!r}; this version reads format 1")
     return bundle
+
+
+def find_teachers(client: Client, bundle: Document) -> Document:
+    """``teacher`` of a job that is posted again, or ``teachers``. Raises CommandFailed, as ``find_teacher``."""
+    several = bundle.get("teachers")
+    if not several:
+        return {"teacher": find_teacher(client, bundle["teacher"])}
+    return {"teachers": [{"id": find_teacher(client, each), "weight": each["weight"]} for each in several]}
 
 
 def find_teacher(client: Client, wanted: Document) -> str:

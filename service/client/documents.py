@@ -401,6 +401,15 @@ class JobProgress(TypedDocument):
     runs: dict[State, int]
 
 
+class JobTeacher(TypedDocument):
+    """A teacher of a job, as it was when the job was posted."""
+
+    id: str | None
+    name: str | None
+    sha256: str
+    weight: float
+
+
 class TeacherForwards(TypedDocument):
     """Teacher forward passes that were run for a job, and those that the cache spares its runs."""
 
@@ -434,6 +443,7 @@ class JobSummary(TypedDocument):
     progress: JobProgress
     teacher: str
     teacher_sha256: str
+    teachers: list[JobTeacher]
     caches: dict[str, str] | None
     teacher_forwards: TeacherForwards | None
     teacher_accuracy: float | None
@@ -492,6 +502,32 @@ class JobCurves(TypedDocument):
     runs: list[RunCurves]
 
 
+class PlannedClass(TypedDocument):
+    """A class of the dataset, and the column of the teacher's output that is taken for it."""
+
+    dataset: str
+    column: int
+    teacher: str | None
+
+
+class PlannedClasses(TypedDocument):
+    """Classes of the dataset in the order of their labels, as the cache and all students have them."""
+
+    matched_by: Literal["position", "name"]
+    count: int
+    order: list[PlannedClass]
+    note: str
+
+
+class PlannedTeacher(TypedDocument):
+    """A teacher of the job, and how the dataset's classes lie in its output."""
+
+    id: str
+    name: str
+    weight: float
+    classes: PlannedClasses | None
+
+
 class PlannedRun(TypedDocument):
     """A run that the job would have."""
 
@@ -511,23 +547,6 @@ class ViewSizes(TypedDocument):
     teacher: list[int] | None
 
 
-class PlannedClass(TypedDocument):
-    """A class of the dataset, and the column of the teacher's output that is taken for it."""
-
-    dataset: str
-    column: int
-    teacher: str | None
-
-
-class PlannedClasses(TypedDocument):
-    """Classes of the dataset in the order of their labels, as the cache and all students have them."""
-
-    matched_by: Literal["position", "name"]
-    count: int
-    order: list[PlannedClass]
-    note: str
-
-
 class LabelsPreview(TypedDocument):
     """Labels and classes of a job's dataset, as its files show them."""
 
@@ -541,6 +560,7 @@ class CacheCost(TypedDocument):
     """One cache that the job would have."""
 
     split: str
+    teacher: str | None
     key: str | None
     samples: int
     views: int
@@ -604,6 +624,7 @@ class JobPreview(TypedDocument):
 
     object: Literal["job_preview"]
     teacher: str
+    teachers: list[PlannedTeacher]
     plan: dict[str, Any]
     runs: list[PlannedRun]
     views: ViewSizes

@@ -4,8 +4,8 @@ The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``)
 names any more, see ``tombstones``.
 
 Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from or
-whose weights a live job begins with, a dataset or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
-become retries of what the deleted run was a retry of.
+whose weights a live job begins with, a dataset or teacher of a live job. Retries that have ended keep their epochs
+(``packed_events.hand_over_epochs``) and become retries of what the deleted run was a retry of.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from service.db.api_queries import DATASET
 from service.db.database import Database
 from service.db.first_weights import first_weights_in_use
+from service.db.job_teachers import live_users
 from service.db.models import (
     DatasetRecord,
     DeletedSumRecord,
@@ -188,8 +189,7 @@ def removable_copies(
 def check_teacher(session: Session, teacher_id: str) -> TeacherRecord:
     """The teacher, which may be deleted. Raises NotFound; Conflict: a live job uses it."""
     teacher = existing(session, TeacherRecord, teacher_id)
-    users = (JobRecord.teacher_id == teacher_id) & JobRecord.state.in_(LIVE)
-    _refuse_in_use(f"teacher {teacher_id}", session.scalars(select(JobRecord.id).where(users)).all())
+    _refuse_in_use(f"teacher {teacher_id}", live_users(session, teacher_id))
     return teacher
 
 

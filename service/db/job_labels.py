@@ -41,7 +41,9 @@ def search_text(job: Mapping[str, Any]) -> str:
     dataset = dataset_text((job.get("plan") or {}).get("dataset") or {})
     values = [(Mark.NAME, job["name"]), (Mark.NOTE, job.get("note"))]
     values += [(Mark.TAG, tag) for tag in job.get("tags") or ()]
-    values += [(Mark.TEACHER, job["teacher_id"]), (Mark.TEACHER, (job.get("teacher") or {}).get("name"))]
+    teacher = job.get("teacher") or {}
+    values += [(Mark.TEACHER, job["teacher_id"]), (Mark.TEACHER, teacher.get("name"))]
+    values += [(Mark.TEACHER, each.get(name)) for each in teacher.get("members", ())[1:] for name in ("id", "name")]
     values += [(Mark.DATASET, part) for part in {dataset, *dataset.split(" ", 1)}]
     values += [(Mark.ID, job["id"]), (Mark.ID, job.get("retry_of"))]
     return "".join(f"{mark}{_plain(value or '')}{_END}" for mark, value in values)

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from service.db import webhook_outbox
 from service.db.database import Database
 from service.db.ids import new_id
+from service.db.job_teachers import ChosenTeacher, deleted_teachers, document_of, name_of
 from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
 from service.db.transitions import existing, runs_of
@@ -76,6 +77,7 @@ class JobPosting:
         note: str = "",
         webhook_url: str | None = None,
         samples: Json | None = None,
+        teachers: Sequence[ChosenTeacher] = (),
     ) -> tuple[JobRecord, bool]:
         """Store a job and its runs, all queued, together with its labels and idempotency key.
 
@@ -85,6 +87,7 @@ class JobPosting:
             key_id: of the API key that posts it.
             webhook_url: where its end is told, see ``webhook_outbox``; None for nowhere.
             samples: pictures of each split of its dataset; None where nobody has looked.
+            teachers: all of several, ``teacher`` first; none where there is one.
 
         Returns:
             The job, and whether it is new: False if the key was used meanwhile.
@@ -94,17 +97,19 @@ class JobPosting:
             IdempotencyMismatch: as ``replay``.
             QueueFull: the API key has as many live jobs as it may have.
         """
+        teachers = teachers or (ChosenTeacher(teacher),)
         with self.database.write() as session:
             if idempotency is not None and (known := _replayed(session, idempotency)) is not None:
                 return known, False
             self._check_queue(session, key_id)
-            existing(session, TeacherRecord, teacher.id)
-            job = _new_job(plan, teacher)
+            for each in teachers:
+                existing(session, TeacherRecord, each.record.id)
+            job = _new_job(plan, teachers)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             job.tags, job.note, job.samples = list(tags) or None, note, samples
             session.add(job)
             session.flush()
-            session.add_all(_new_runs(plan, job.id, teacher))
+            session.add_all(_new_runs(plan, job.id, teachers))
             webhook_outbox.register(session, job.id, webhook_url)
             if idempotency is not None:
                 own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
@@ -159,8 +164,8 @@ class JobPosting:
         left = [run for run in ended if run.id not in retried]
         if not left:
             return session.get_one(JobRecord, max(retried.values())), False
-        if session.get(TeacherRecord, job.teacher_id) is None:
-            raise Conflict(f"the teacher {job.teacher_id} of {job.id} was deleted: upload it again and post a new job")
+        if gone := deleted_teachers(session, job):
+            raise Conflict(f"the teacher {gone[0]} of {job.id} was deleted: upload it again and post a new job")
         check()
         self._check_queue(session, key_id)
         again = JobRecord(
@@ -202,33 +207,26 @@ def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
     return session.get_one(JobRecord, known.job_id)
 
 
-def _new_job(plan: Plan, teacher: TeacherRecord) -> JobRecord:
+def _new_job(plan: Plan, teachers: Sequence[ChosenTeacher]) -> JobRecord:
     return JobRecord(
         id=new_id("job"),
         name=plan.name,
-        teacher_id=teacher.id,
-        teacher={
-            "id": teacher.id,
-            "name": teacher.name,
-            "sha256": teacher.sha256,
-            "output": teacher.output,
-            "preprocessing": teacher.preprocessing,
-            **({"reading": teacher.reading} if teacher.reading else {}),
-        },
+        teacher_id=teachers[0].record.id,
+        teacher=document_of(teachers),
         plan=plan.model_dump(mode="json"),
     )
 
 
-def evaluation_run(teacher: TeacherRecord) -> Json:
-    """Name, student, method and seed of the one run of a job that evaluates a teacher."""
-    name, student = f"evaluation of {teacher.name}", teacher.name[:_STUDENT_MAX]
-    return {"name": name, "student": student, "method": "evaluation", "seed": 0}
+def evaluation_run(teachers: Sequence[ChosenTeacher]) -> Json:
+    """Name, student, method and seed of the one run of a job that evaluates a teacher, or several as one."""
+    called = name_of([each.record.name for each in teachers])
+    return {"name": f"evaluation of {called}", "student": called[:_STUDENT_MAX], "method": "evaluation", "seed": 0}
 
 
-def _new_runs(plan: Plan, job_id: str, teacher: TeacherRecord) -> list[RunRecord]:
+def _new_runs(plan: Plan, job_id: str, teachers: Sequence[ChosenTeacher]) -> list[RunRecord]:
     if plan.evaluate:
         # One run, so that it is paused, resumed, retried and reported as all others are; see ``run_start``.
-        columns = {**evaluation_run(teacher), "method_spec": {}, "epochs": 1}
+        columns = {**evaluation_run(teachers), "method_spec": {}, "epochs": 1}
         return [RunRecord(id=new_id("run"), job_id=job_id, index=0, **columns)]
     return [
         RunRecord(

@@ -4,6 +4,7 @@ The model is the job's teacher. Its logits on the validation and test splits are
 evaluation of the same model on the same pictures runs it on none.
 """
 
+from service.db.job_teachers import members_of, name_of
 from service.db.models import JobRecord, Json
 
 _FIGURES = ("top1", "top5", "nll", "ece")
@@ -16,8 +17,9 @@ def evaluation_result(job: JobRecord) -> Json:
         job: with complete caches.
 
     Returns:
-        ``evaluation``: figures by split, as ``JobRecord.teacher_metrics`` has them. ``last``: the same as an epoch's
-        metrics, i.e. those of the test split without and those of validation with a prefix.
+        ``model_sha256`` of one teacher, ``models`` of several, which were measured as one. ``evaluation``: figures by
+        split, as ``JobRecord.teacher_metrics`` has them. ``last``: the same as an epoch's metrics, i.e. those of the
+        test split without and those of validation with a prefix.
     """
     measured: Json = job.teacher_metrics or {}
     last = {
@@ -26,11 +28,15 @@ def evaluation_result(job: JobRecord) -> Json:
         for name in _FIGURES
         if name in found
     }
+    members = members_of(job.teacher)
+    model = {"model_sha256": job.teacher["sha256"]}
+    if len(members) > 1:
+        model = {"models": [{name: each[name] for name in ("name", "sha256", "weight")} for each in members]}
     return {
-        "student": job.teacher["name"],
+        "student": name_of([member["name"] for member in members]),
         "method": "evaluation",
         "evaluation": measured,
         "last": {"epoch": 1, **last},
-        "model_sha256": job.teacher["sha256"],
+        **model,
         "caches": job.caches,
     }

@@ -23,7 +23,7 @@ from structlog.contextvars import bound_contextvars
 from service.db.backoff import read_backoff
 from service.db.engine_queries import EngineQueries
 from service.db.eta_queries import EtaQueries
-from service.db.models import JobRecord
+from service.db.models import JobRecord, Json
 from service.db.states import TERMINAL, State
 from service.engine.active_jobs import CACHES, ActiveJob, Work
 from service.engine.adoption import find_runs
@@ -53,21 +53,24 @@ _POLL_S = 0.05
 
 
 def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
-    """A job as the workers take it: its plan, with the teacher's file in place of its id."""
+    """A job as the workers take it: its plan, with its teachers' files in place of their ids."""
     teacher = job.teacher
-    return JobSpec.model_validate(
-        {
-            **job.plan,
-            "teacher": {
-                "path": settings.teacher_path(teacher["sha256"]),
-                "sha256": teacher["sha256"],
-                "output": teacher["output"],
-                "preprocessing": teacher["preprocessing"],
-                **teacher.get("reading", {}),
-            },
-            "teacher_name": teacher.get("name", ""),
-        }
-    )
+    several = [
+        {**_teacher_spec(member, settings), "weight": member["weight"], "name": member.get("name", "")}
+        for member in teacher.get("members", [])
+    ]
+    spec = {**job.plan, "teacher": _teacher_spec(teacher, settings), "teacher_name": teacher.get("name", "")}
+    return JobSpec.model_validate({**spec, "teachers": several} if several else spec)
+
+
+def _teacher_spec(teacher: Json, settings: Settings) -> Json:
+    return {
+        "path": settings.teacher_path(teacher["sha256"]),
+        "sha256": teacher["sha256"],
+        "output": teacher["output"],
+        "preprocessing": teacher["preprocessing"],
+        **teacher.get("reading", {}),
+    }
 
 
 class Scheduler:

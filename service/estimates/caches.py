@@ -5,10 +5,10 @@ of the dataset were decoded before; else no cache of them can be looked up.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from workers.data.kinds.base import Source
 from workers.errors import InvalidDataset
 from workers.events import Split
 from workers.teacher.cache_plan import KnownTeacher, cache_specs
+from workers.teacher.combined_cache import combined_specs, member_job
 
 # In the place of a fingerprint that is not known; a cache's size does not depend on it.
 _UNKNOWN = "0" * 64
@@ -82,6 +83,40 @@ def expected_caches(
         datasets: folder of the decoded datasets.
         catalog: of the caches.
     """
+    looked = _look_at_splits(plan, source, datasets)
+    return _as_expected(plan, _look_up(plan, teacher, looked, catalog=catalog), looked, catalog=catalog)
+
+
+def expected_combination(
+    plan: Plan,
+    teachers: Sequence[tuple[KnownTeacher, float]],
+    source: Source,
+    datasets: Path,
+    catalog: Catalog,
+) -> tuple[list[ExpectedCaches], ExpectedCaches]:
+    """Look up the caches of a job of several teachers: those of each, and those that are combined of them.
+
+    Args:
+        teachers: with their weights.
+    """
+    looked, alone = _look_at_splits(plan, source, datasets), member_job(plan)
+    members = [_look_up(alone, teacher, looked, catalog=catalog) for teacher, _ in teachers]
+    combined = combined_specs(plan, members, [weight for _, weight in teachers], looked.splits)
+    return (
+        [_as_expected(alone, specs, looked, catalog=catalog) for specs in members],
+        _as_expected(plan, combined, looked, catalog=catalog),
+    )
+
+
+class _Splits(NamedTuple):
+    """Splits that a job uses, in its order; those whose fingerprints are known, and whose samples are exact."""
+
+    splits: dict[Split, KnownSplit]
+    known: Mapping[Split, KnownSplit]
+    exact: set[Split]
+
+
+def _look_at_splits(plan: Plan, source: Source, datasets: Path) -> _Splits:
     wanted = plan.splits(source.splits)
     known = _known_splits(plan, source, datasets, wanted)
     size = plan.dataset.picture_size or (0, 0)
@@ -93,26 +128,22 @@ def expected_caches(
         splits[split] = known.get(split) or KnownSplit(_UNKNOWN, count, height, width)
         if (is_exact and not plan.dataset.leaves_out) or split in known:
             exact.add(split)
-    cached = () if plan.evaluate else ("train",)
-    shown = [split for split in wanted if split != "train" or split in cached]
-    found = _look_up(plan, teacher, splits, known, catalog=catalog)
-    caches = tuple(_expected(split, found[split], known, exact, catalog=catalog) for split in shown)
+    return _Splits(splits, known, exact)
+
+
+def _as_expected(plan: Plan, specs: Mapping[Split, CacheSpec], looked: _Splits, *, catalog: Catalog) -> ExpectedCaches:
+    splits, known, exact = looked
+    shown = [split for split in splits if split != "train" or not plan.evaluate]
+    caches = tuple(_expected(split, specs[split], known, exact, catalog=catalog) for split in shown)
     is_known = all(split in known for split in shown)
-    samples = {split: splits[split].samples for split in wanted}
+    samples = {split: splits[split].samples for split in splits}
     return ExpectedCaches(caches, samples, len(exact) == len(splits), KNOWN if is_known else NOT_DECODED)
 
 
-def _look_up(
-    plan: Plan,
-    teacher: KnownTeacher,
-    splits: Mapping[Split, KnownSplit],
-    known: Mapping[Split, KnownSplit],
-    *,
-    catalog: Catalog,
-) -> dict[Split, CacheSpec]:
+def _look_up(plan: Plan, teacher: KnownTeacher, looked: _Splits, *, catalog: Catalog) -> dict[Split, CacheSpec]:
     """Specifications, of the kind of output with which caches are there: only running the teacher tells the kind."""
-    of_kind = [cache_specs(plan, teacher._replace(output_kind=kind), splits) for kind in _STORED_KINDS]
-    there = [sum(_is_there(specs[split], catalog) for split in specs if split in known) for specs in of_kind]
+    of_kind = [cache_specs(plan, teacher._replace(output_kind=kind), looked.splits) for kind in _STORED_KINDS]
+    there = [sum(_is_there(specs[split], catalog) for split in specs if split in looked.known) for specs in of_kind]
     return of_kind[there.index(max(there))]
 
 

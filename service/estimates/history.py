@@ -10,6 +10,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from service.db.database import Database
+from service.db.job_teachers import members_of
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, RunRecord, TeacherRecord
 from service.db.packed_events import unpack
 from service.db.states import State
@@ -145,7 +146,8 @@ def _caches(session: Session, job: _Job, sizes: Mapping[str, int]) -> MeasuredCa
     Args:
         sizes: of the teachers' files in bytes, by id.
     """
-    if job.attempt != 1 or job.started_at is None:
+    # The rows of several teachers tell the rate of none.
+    if job.attempt != 1 or job.started_at is None or len(members_of(job.teacher)) > 1:
         return None
     plain = (EventRecord.job_id == job.id) & (EventRecord.run_id == "") & EventRecord.type.in_(_CACHE_EVENTS)
     of_seq = {row.seq: row for row in event_rows(session, select(EventRecord).where(plain))}

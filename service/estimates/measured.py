@@ -130,8 +130,10 @@ def augmentation_of_plan(plan: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def cache_identity(plan: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     """Equal for two jobs that use the same caches, as long as nobody changes the files of the dataset."""
-    parts = {name: plan.get(name) for name in ("dataset", "views", "cache", "validation", "test", "evaluate")}
-    of_teacher = {name: teacher.get(name) for name in ("sha256", "output", "preprocessing", "reading")}
+    parts = {
+        name: plan.get(name) for name in ("dataset", "views", "cache", "validation", "test", "evaluate", "combine")
+    }
+    of_teacher = {name: teacher.get(name) for name in ("sha256", "output", "preprocessing", "reading", "members")}
     return json.dumps([parts, of_teacher], sort_keys=True, default=str)
 
 

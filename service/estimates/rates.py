@@ -181,6 +181,23 @@ def inference_rate(measured: MeasuredTimes, teacher: WantedTeacher, *, infers: b
     return InferenceRate(median(each.rows / each.seconds for each in best), beside_s, basis)
 
 
+def rate_of_several(rates: Sequence[InferenceRate | None], rows: Sequence[int]) -> InferenceRate | None:
+    """Rate of several teachers, one after the other, over so many rows of each; None where none is known."""
+    found = [rate for rate in rates if rate is not None]
+    if len(found) < len(rates):
+        return None
+    shares = rows if any(rows) else [1] * len(rows)
+    seconds = [
+        None if rate.rows_per_s is None else count / rate.rows_per_s
+        for rate, count in zip(found, shares, strict=True)
+        if count
+    ]
+    known = [each for each in seconds if each is not None]
+    per_s = sum(shares) / sum(known) if len(known) == len(seconds) else None
+    # The data is prepared once.
+    return InferenceRate(per_s, max(rate.beside_s for rate in found), "; ".join(dict.fromkeys(r.basis for r in found)))
+
+
 def _is_near(found: MeasuredCaches, wanted: WantedTeacher) -> bool:
     if found.teacher_bytes is None or wanted.size_bytes is None:
         return False

@@ -104,6 +104,12 @@ class JobForm:
             self.document[field] = value
         self._report(self.document)
 
+    def _choose_teacher(self, id: str | None) -> None:
+        """Set the teacher, in place of several that an old job had."""
+        for field in ("teachers", "combine") if id else ():
+            self.document.pop(field, None)
+        self.set("teacher", id)
+
     def _basics(self) -> None:
         given = self.document
         name = ui.input("Name", value=given.get("name", ""), on_change=lambda event: self.set("name", event.value))
@@ -114,7 +120,7 @@ class JobForm:
             value=given.get("teacher") if given.get("teacher") in teachers else None,
             label="Teacher",
             with_input=True,
-            on_change=lambda event: self.set("teacher", event.value),
+            on_change=lambda event: self._choose_teacher(event.value),
         ).classes("wide")
         more_note("teachers", self._catalog.longer["teachers"])
         if not teachers:

@@ -49,7 +49,7 @@ JOB = (
     "workers.teacher.plan_caches:prepare_data",
     "workers.data.prepare:prepare",
     "workers.data.prepare:_prepare",
-    "workers.teacher.plan_caches:run_recorded_preflight",
+    "workers.teacher.recorded_preflight:run_recorded_preflight",
     "workers.teacher.cache_plan:cache_specs",
     "workers.teacher.build_caches:reserve_caches",
     "workers.teacher.build_caches:missing_blocks",

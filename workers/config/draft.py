@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
+from workers.config.combination import WeightedTeachers, with_first_teacher
 from workers.config.dataset import DatasetSpec
 from workers.config.job import JobSpec, Plan
 from workers.config.recipes import NONE, RECIPES, RecipeSpec, pair_parameters
@@ -158,6 +159,12 @@ class JobDraft(PlanDraft):
     """A draft with its teacher's file, as ``python -m workers.pipeline job.json`` takes it."""
 
     teacher: TeacherSpec
+    teachers: WeightedTeachers = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, data: object) -> object:
+        return with_first_teacher(data)
 
     def job(self) -> JobSpec:
         """The job, with everything in place.
@@ -165,7 +172,9 @@ class JobDraft(PlanDraft):
         Raises:
             InvalidJob: as ``filled``.
         """
-        return JobSpec.model_validate({**dict(self.filled(self.dataset)), "teacher": self.teacher})
+        return JobSpec.model_validate(
+            {**dict(self.filled(self.dataset)), "teacher": self.teacher, "teachers": self.teachers}
+        )
 
 
 def _check_labels(methods: Sequence[Preset]) -> None:

@@ -11,6 +11,13 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
+from workers.config.combination import (
+    Combination,
+    WeightedTeacher,
+    WeightedTeachers,
+    check_count,
+    with_first_teacher,
+)
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
 from workers.config.initial_weights import InitialWeights
@@ -76,6 +83,7 @@ class Plan(Spec):
         export: what the runs leave beside their weights; it changes no training.
         validation: cuts a validation split from the training split; None takes the dataset's own, if it has one.
         test: ``dataset`` is the dataset's own test split; None measures nothing on one.
+        combine: how the rows of several teachers become one; None with several is the mean of their logits.
         recipe: what has filled in the fields that the client has left out, see ``workers.config.draft``; None if
             nothing has.
     """
@@ -96,6 +104,7 @@ class Plan(Spec):
     export: Export = Field(Export(), exclude_if=lambda given: given == Export())
     validation: Holdout | None = Field(None, exclude_if=lambda given: given is None)
     test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
+    combine: Combination | None = Field(None, exclude_if=lambda given: given is None)
     recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
@@ -265,8 +274,27 @@ class JobSpec(Plan):
     """A plan with its teacher, as ``python -m workers.pipeline job.json`` and the engine take it.
 
     Attributes:
+        teacher: the first one of several.
         teacher_name: what a person calls it, for model cards.
+        teachers: all of several; none where there is one.
     """
 
     teacher: TeacherSpec
     teacher_name: str = Field("", max_length=200, exclude_if=lambda given: not given)
+    teachers: WeightedTeachers = Field((), exclude_if=lambda given: not given)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_several(cls, data: object) -> object:
+        return with_first_teacher(data)
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        check_count(len(self.teachers), combines=self.combine is not None)
+        return self
+
+    @property
+    def all_teachers(self) -> tuple[WeightedTeacher, ...]:
+        """Every teacher, with its weight and name."""
+        alone = {name: getattr(self.teacher, name) for name in TeacherSpec.model_fields}
+        return self.teachers or (WeightedTeacher(**alone, name=self.teacher_name),)

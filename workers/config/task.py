@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from store import CacheSpec
+from workers.config.combination import TeacherWeight
 from workers.config.export import Export
 from workers.config.job import JobSpec, Plan, RunSpec
 from workers.config.teacher import Preprocessing, TeacherReading, TeacherSpec
@@ -92,16 +93,28 @@ class TeacherIdentity(Spec):
     reading: TeacherReading = Field(TeacherReading(), exclude_if=lambda given: given == TeacherReading())
 
 
+class MemberIdentity(TeacherIdentity):
+    """One of several teachers, as a bundle names it.
+
+    Attributes:
+        weight: in the combination.
+    """
+
+    weight: TeacherWeight
+
+
 class Origin(Spec):
     """Job and teacher that a run was made from, for bundle.json and the model card.
 
     Attributes:
         job: the job as it would be posted for this run alone.
-        teacher: whose logits it has learned from.
+        teacher: whose logits it has learned from; the first one of several.
+        teachers: all of several, whose combined logits it has learned from; none where there is one.
     """
 
     job: Plan
     teacher: TeacherIdentity
+    teachers: tuple[MemberIdentity, ...] = Field((), exclude_if=lambda given: not given)
 
 
 class CachesTask(Spec):

@@ -7,8 +7,9 @@ Of a lossy cache the first block comes first, and ``encoding_check`` judges by i
 teacher's time. A complete cache costs a verification, and no teacher is opened for it.
 """
 
+import functools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import NamedTuple
@@ -16,11 +17,14 @@ from typing import NamedTuple
 import torch
 
 from store import CacheCorrupt, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
+from workers.config.combination import Combination
 from workers.config.task import Folders, InferenceTask
+from workers.config.teacher import TeacherSpec
 from workers.data import prepared
 from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.files import alone
-from workers.teacher.cache_plan import CachePlan, EncodingCheck
+from workers.teacher.cache_plan import CacheBuild, CachePlan, EncodingCheck
+from workers.teacher.combine import combine_blocks
 from workers.teacher.encoding_check import check_lossy_encoding
 from workers.teacher.inference import AUGMENTATION, infer_here, inference_batch
 from workers.teacher.sessions import Device
@@ -122,36 +126,87 @@ def missing_blocks(
         LossyCache: a method would learn something else from the training split's cache, see ``encoding_check``.
     """
 
-    def task(spec: CacheSpec) -> InferenceTask:
+    def task(spec: CacheSpec, teacher: TeacherSpec) -> InferenceTask:
         dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
         return InferenceTask(
             folders=folders,
-            teacher=plan.teacher,
+            teacher=teacher,
             spec=spec,
             threads=threads,
             device=device,
             batch_size=inference_batch(
-                plan.teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation)
+                teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation)
             ),
             forwards=forwards_in,
         )
 
     emit(Stage(stage="inference"))
     judged_rows = 0
-    if plan.guard is not None:
-        judged_rows = yield from _first_block(task(plan.train_cache), plan.guard, emit, should_stop)
-    for spec in plan.caches:
-        started = time.monotonic()
-        rows = judged_rows if spec == plan.train_cache else 0
-        with _in_turn(folders, spec, should_stop):
-            writer = CacheWriter(folders.caches, spec)
-            if not writer.is_complete:
-                missing = MissingBlocks(task(spec), writer.pending_blocks())
-                yield missing
-                writer.finish()
-                rows += missing.rows
-        _verify(folders, spec)
-        _emit_ready(spec, rows, time.monotonic() - started, emit)
+    if plan.guard is not None and not plan.members:
+        judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
+    for build in plan.builds:
+        if build.teacher is None:
+            yield from _combine(plan, build, task, folders, emit=emit, should_stop=should_stop)
+            continue
+        judged = judged_rows if build.spec == plan.train_cache else 0
+        yield from _complete(task(build.spec, build.teacher), emit, should_stop, judged_rows=judged)
+
+
+def _complete(
+    task: InferenceTask, emit: Emit, should_stop: ShouldStop, *, judged_rows: int = 0
+) -> Generator[MissingBlocks, None, None]:
+    """Yield what a teacher's cache misses, and verify it; ``judged_rows`` were inferred now, before."""
+    started, rows = time.monotonic(), judged_rows
+    spec, folders = task.spec, task.folders
+    with _in_turn(folders, spec, should_stop):
+        writer = CacheWriter(folders.caches, spec)
+        if not writer.is_complete:
+            missing = MissingBlocks(task, writer.pending_blocks())
+            yield missing
+            writer.finish()
+            rows += missing.rows
+    _verify(folders, spec)
+    _emit_ready(spec, rows, time.monotonic() - started, emit)
+
+
+def _combine(
+    plan: CachePlan,
+    build: CacheBuild,
+    task: Callable[[CacheSpec, TeacherSpec], InferenceTask],
+    folders: Folders,
+    *,
+    emit: Emit,
+    should_stop: ShouldStop,
+) -> Generator[MissingBlocks, None, None]:
+    """Complete a combined cache: yield what its members miss, then combine their rows here.
+
+    Of a cache that is complete the members are not asked for: they may have been evicted since. A lossy one is judged
+    by its first block, which comes of all rows of its members: those stay, for another encoding.
+    """
+    spec, started = build.spec, time.monotonic()
+    if not CacheWriter(folders.caches, spec).is_complete:
+        for member in build.members:
+            assert member.teacher is not None
+            yield from _complete(task(member.spec, member.teacher), emit, should_stop)
+    with _in_turn(folders, spec, should_stop):
+        writer = CacheWriter(folders.caches, spec)
+        combine = functools.partial(
+            combine_blocks,
+            writer,
+            members=[member.spec for member in build.members],
+            weights=[member.weight for member in plan.members],
+            combination=plan.combine or Combination(),
+            folders=folders,
+            should_stop=should_stop,
+        )
+        if not writer.is_complete:
+            if plan.guard is not None and spec == plan.train_cache:
+                combine([0])
+                _judge(spec, plan.guard, folders, emit)
+            combine(writer.pending_blocks())
+            writer.finish()
+    _verify(folders, spec)
+    _emit_ready(spec, 0, time.monotonic() - started, emit)
 
 
 def _emit_ready(spec: CacheSpec, rows_inferred: int, seconds: float, emit: Emit) -> None:
@@ -199,11 +254,16 @@ def _first_block(
             missing = MissingBlocks(task, [0])
             yield missing
             rows = missing.rows
-        reference = read_reference(folders.caches, spec)
+    _judge(spec, check, folders, emit)
+    return rows
+
+
+def _judge(spec: CacheSpec, check: EncodingCheck, folders: Folders, emit: Emit) -> None:
+    """Judge a lossy cache by its first block, which is there. Raises LossyCache."""
+    reference = read_reference(folders.caches, spec)
     dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
     labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
     check_lossy_encoding(check, spec, reference, labels_R, emit=emit)
-    return rows
 
 
 def _verify(folders: Folders, spec: CacheSpec) -> None:

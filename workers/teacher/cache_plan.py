@@ -6,14 +6,23 @@ Light: the API asks for specifications, the engine keeps plans and makes the tas
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from store import CacheSpec, Encoding
 from store.spec import StoredKind
+from workers.config.combination import Combination, TeacherWeight
 from workers.config.job import JobSpec, Plan, RunSpec
-from workers.config.task import CHECKPOINT_S, Folders, Origin, TeacherAccuracy, TeacherIdentity, TrainingTask
+from workers.config.task import (
+    CHECKPOINT_S,
+    Folders,
+    MemberIdentity,
+    Origin,
+    TeacherAccuracy,
+    TeacherIdentity,
+    TrainingTask,
+)
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import NoAugmentation, Views, teacher_augmentation
 from workers.data.decoded import KnownSplit
@@ -34,15 +43,44 @@ class EncodingCheck(Spec):
     allow_lossy: bool = False
 
 
+class MemberPlan(Spec):
+    """One of several teachers, and its own cache of each split that the job uses.
+
+    Attributes:
+        weight, name: as of ``WeightedTeacher``.
+    """
+
+    teacher: TeacherSpec
+    weight: TeacherWeight
+    name: str = ""
+    caches: dict[Split, CacheSpec]
+
+
+class CacheBuild(NamedTuple):
+    """A cache that is to be completed: by its teacher, or of the rows of others.
+
+    Attributes:
+        teacher: whose rows it holds; None for a combined cache.
+        members: that have to be complete before; none of one teacher's.
+    """
+
+    spec: CacheSpec
+    teacher: TeacherSpec | None
+    members: "tuple[CacheBuild, ...]" = ()
+
+
 class CachePlan(Spec):
     """Caches of a job, one of each split that it uses, and facts about its teacher; JSON, to be kept and passed on.
 
     Attributes:
+        teacher: the first one of several.
         contract_forwards: pictures that the preflight has run through the teacher now.
         accuracy: of the teacher, once the caches are complete.
         validation_cache: of the dataset's own validation split, or of the holdout's plain pictures.
         evaluates: the training split is not inferred: the job trains nothing.
         guard: the check of the training split's cache before most of it is inferred; None for a dense one.
+        members: several teachers with their caches, which the job's own are combined of; none where there is one.
+        combine: how; None is the mean of the logits.
     """
 
     teacher: TeacherSpec
@@ -53,12 +91,29 @@ class CachePlan(Spec):
     accuracy: TeacherAccuracy | None = None
     validation_cache: CacheSpec | None = None
     evaluates: bool = False
+    members: tuple[MemberPlan, ...] = Field((), exclude_if=lambda given: not given)
+    combine: Combination | None = Field(None, exclude_if=lambda given: given is None)
+
+    @property
+    def builds(self) -> tuple[CacheBuild, ...]:
+        """The job's own caches, in the order in which they are built: the small ones show mistakes early."""
+        own: dict[Split, CacheSpec | None] = {
+            "validation": self.validation_cache,
+            "test": self.test_cache,
+            "train": None if self.evaluates else self.train_cache,
+        }
+        return tuple(self._build(split, spec) for split, spec in own.items() if spec is not None)
+
+    def _build(self, split: Split, spec: CacheSpec) -> CacheBuild:
+        if not self.members:
+            return CacheBuild(spec, self.teacher)
+        members = tuple(CacheBuild(member.caches[split], member.teacher) for member in self.members)
+        return CacheBuild(spec, None, members)
 
     @property
     def caches(self) -> tuple[CacheSpec, ...]:
-        """Every cache, in the order in which they are built: the small ones show mistakes early."""
-        train_cache = None if self.evaluates else self.train_cache
-        return tuple(spec for spec in (self.validation_cache, self.test_cache, train_cache) if spec is not None)
+        """Every cache, those of several teachers before the one that is combined of them."""
+        return tuple(each.spec for build in self.builds for each in (*build.members, build))
 
     def task_of_run(
         self,
@@ -103,14 +158,24 @@ class CachePlan(Spec):
             origin=Origin(
                 job=job.of_run(run),
                 teacher=TeacherIdentity(
-                    name=job.teacher_name,
-                    sha256=self.train_cache.teacher_sha256,
-                    output=self.teacher.output,
-                    preprocessing=self.teacher.preprocessing,
-                    reading=self.teacher.reading,
+                    **_identity(self.teacher),
+                    name=self.members[0].name if self.members else job.teacher_name,
+                ),
+                teachers=tuple(
+                    MemberIdentity(**_identity(member.teacher), name=member.name, weight=member.weight)
+                    for member in self.members
                 ),
             ),
         )
+
+
+def _identity(teacher: TeacherSpec) -> dict[str, Any]:
+    return {
+        "sha256": teacher.sha256,
+        "output": teacher.output,
+        "preprocessing": teacher.preprocessing,
+        "reading": teacher.reading,
+    }
 
 
 class KnownTeacher(NamedTuple):

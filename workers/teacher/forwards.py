@@ -77,7 +77,8 @@ def forwards_needed(job: JobSpec, plan: CachePlan, epochs_of: Mapping[int, int] 
     measured = [spec for spec in (plan.validation_cache, plan.test_cache) if spec is not None]
     held_out = 0 if job.validation is None or plan.validation_cache is None else plan.validation_cache.samples
     trained = plan.train_cache.samples - held_out
-    return forwards_of_live_teacher(job, trained, sum(spec.samples for spec in measured), epochs_of)
+    passes = forwards_of_live_teacher(job, trained, sum(spec.samples for spec in measured), epochs_of)
+    return passes * len(job.all_teachers)
 
 
 def forwards_of_live_teacher(

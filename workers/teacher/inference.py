@@ -39,6 +39,7 @@ from workers.teacher.forwards import ForwardCounter
 from workers.teacher.inference_counter import InferenceCounter
 from workers.teacher.preflight.rows import BATCH, batch_rows
 from workers.teacher.teacher import Teacher
+from workers.unlabelled import labels_to_store
 
 AHEAD = 2  # batches that may be loaded and not yet inferred, beside those that are being loaded
 BLOCKS_AHEAD = 2  # blocks that may be inferred and not yet committed
@@ -182,9 +183,7 @@ def infer_blocks(
             progress.inferred += batch.stop - batch.start
             if batch.is_last:
                 labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
-                if (labels_R < 0).any():
-                    # A sparse cache keeps the label's logit; where there is none, that of the class that is taken.
-                    labels_R = np.where(labels_R < 0, logits_RN.argmax(axis=1), labels_R)
+                labels_R = labels_to_store(labels_R, logits_RN)
                 commit = functools.partial(writer.write_block, origin=teacher.provenance)
                 commits.append(committer.submit(commit, batch.block, logits_RN, labels_R))
             while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):

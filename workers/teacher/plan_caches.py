@@ -9,21 +9,17 @@
 """
 
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import NamedTuple
 
 from workers.config.cache import check_encoding
+from workers.config.combination import WeightedTeacher
 from workers.config.dataset import DatasetSpec, thumbnail_warnings
 from workers.config.job import JobSpec
 from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
-from workers.config.views import NoAugmentation, Views
 from workers.data.bad_picture_reports import Refusals
 from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
@@ -32,21 +28,20 @@ from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.data.row_digests import overlap_warnings
-from workers.errors import Stopped
-from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split, Stage
-from workers.files import replacing
-from workers.teacher.cache_plan import CachePlan, EncodingCheck, KnownTeacher, cache_specs, views_of_teacher
-from workers.teacher.forwards import ForwardCounter
+from workers.events import Emit, Log, ShouldStop, Split, Stage
+from workers.teacher.cache_plan import (
+    CachePlan,
+    EncodingCheck,
+    KnownTeacher,
+    MemberPlan,
+    cache_specs,
+    views_of_teacher,
+)
+from workers.teacher.combined_cache import combined_specs, member_job
 from workers.teacher.plan_checks import check_levels, check_networks, identify, smoke_run
-from workers.teacher.preflight.report import PreflightReport, ViewsReport
-from workers.teacher.preflight.views import check_views
+from workers.teacher.preflight.report import PreflightReport
+from workers.teacher.recorded_preflight import run_recorded_preflight, warn
 from workers.teacher.sessions import Device
-from workers.teacher.teacher import Teacher
-
-Report = TypeVar("Report", bound=BaseModel)
-
-# Preflights, of several jobs, that share the machine's memory.
-_SESSIONS = 2
 
 
 def plan_caches(
@@ -70,42 +65,87 @@ def plan_caches(
         ContractViolation: the teacher and the data do not belong together, or a method needs logits and the teacher
             gives log-probabilities; none if the job accepts the teacher.
     """
-    _warn(job.warnings, emit)
+    warn(job.warnings, emit)
     source = examine(job.dataset, folders.data_root)
     splits = job.splits(source.splits)
-    _warn(source.notes, emit)
+    warn(source.notes, emit)
     check_labels(job, source.samples, source.labelled_samples)
-    _warn(label_warnings(job, source.samples, source.labelled_samples), emit)
+    warn(label_warnings(job, source.samples, source.labelled_samples), emit)
     data = prepare_data(job.dataset, folders, emit, should_stop, splits=splits, holdout=job.validation)
-    _warn(overlap_warnings(data), emit)
+    warn(overlap_warnings(data), emit)
     if "test" not in data:
-        _warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
+        warn(['nothing is measured on a test split: the job says `"test": null`'], emit)
     train = data["train"]
     if train.class_names:
         check_networks(job, train, folders, emit)
-    teacher = identify(job.teacher)
-    smoke_run(teacher, train, folders, emit)
-    size = teacher.preprocessing.size
-    _warn(thumbnail_warnings(job.dataset, size), emit)
-    seen = views_of_teacher(job, teacher.preprocessing, train.height, train.width)
-    report, rows = run_recorded_preflight(
-        teacher,
-        train,
-        folders,
-        emit,
-        threads=threads,
-        device=device,
-        accept=job.accept_teacher,
-        views=seen,
-        should_stop=should_stop,
-        forwards_in=forwards_in,
+    examined = [
+        _examine(
+            job,
+            teacher,
+            train,
+            folders,
+            emit=_naming(teacher.name, emit) if job.teachers else emit,
+            run_preflight=functools.partial(
+                run_recorded_preflight, threads=threads, device=device, should_stop=should_stop, forwards_in=forwards_in
+            ),
+        )
+        for teacher in job.all_teachers
+    ]
+    check_levels(job, [each.report for each in examined], emit)
+    classes = examined[0].known.classes
+    if not train.class_names:  # the teachers have told their number
+        check_networks(job, train.numbered(classes), folders, emit)
+    check_encoding(job.cache.encoding, classes)
+    warn(class_warnings(source.classes or len(train.class_names), classes), emit)
+    facts = {
+        split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
+        for split, found in data.items()
+    }
+    members = _members(job, examined, facts) if job.teachers else ()
+    if members:
+        own = [member.caches for member in members]
+        caches = combined_specs(job, own, [member.weight for member in members], facts)
+    else:
+        caches = cache_specs(job, examined[0].known, facts)
+    methods = tuple(method for method in job.methods if method.expand().needs_teacher)
+    check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
+    return CachePlan(
+        teacher=examined[0].teacher,
+        train_cache=caches["train"],
+        test_cache=caches.get("test"),
+        validation_cache=caches.get("validation"),
+        evaluates=job.evaluate,
+        contract_forwards=sum(each.forwards for each in examined),
+        guard=check if caches["train"].is_lossy and not job.evaluate else None,
+        members=members,
+        combine=job.combine,
     )
-    if not train.class_names:  # the teacher has told their number
-        check_networks(job, train.numbered(report.classes), folders, emit)
-    check_levels(job, report, emit)
-    check_encoding(job.cache.encoding, report.classes)
-    _warn(class_warnings(source.classes or len(train.class_names), report.classes), emit)
-    # The output's name is part of a cache's identity; from here on it is always given.
+
+
+class _Examined(NamedTuple):
+    """A teacher that has passed its preflight, and the forward passes that this took now."""
+
+    teacher: TeacherSpec
+    known: KnownTeacher
+    report: PreflightReport
+    forwards: int
+
+
+def _examine(
+    job: JobSpec,
+    member: WeightedTeacher,
+    train: Dataset,
+    folders: Folders,
+    *,
+    emit: Emit,
+    run_preflight: Callable[..., tuple[PreflightReport, int]],
+) -> _Examined:
+    """Try a teacher on noise and on the data; the output's name is given from here on: a cache is known by it."""
+    teacher = identify(member.alone)
+    smoke_run(teacher, train, folders, emit)
+    warn(thumbnail_warnings(job.dataset, teacher.preprocessing.size), emit)
+    seen = views_of_teacher(job, teacher.preprocessing, train.height, train.width)
+    report, forwards = run_preflight(teacher, train, folders, emit, accept=job.accept_teacher, views=seen)
     teacher = teacher.model_copy(update={"output": report.output})
     known = KnownTeacher(
         sha256=str(teacher.sha256),
@@ -116,22 +156,29 @@ def plan_caches(
         columns=report.columns,
         inputs=teacher.input_values,
     )
-    facts = {
-        split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
-        for split, found in data.items()
-    }
-    caches = cache_specs(job, known, facts)
-    methods = tuple(method for method in job.methods if method.expand().needs_teacher)
-    check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
-    return CachePlan(
-        teacher=teacher,
-        train_cache=caches["train"],
-        test_cache=caches.get("test"),
-        validation_cache=caches.get("validation"),
-        evaluates=job.evaluate,
-        contract_forwards=rows,
-        guard=check if caches["train"].is_lossy and not job.evaluate else None,
+    return _Examined(teacher, known, report, forwards)
+
+
+def _members(job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, KnownSplit]) -> tuple[MemberPlan, ...]:
+    """Several teachers with their own caches, those of a job of each alone."""
+    alone = member_job(job)
+    return tuple(
+        MemberPlan(
+            teacher=each.teacher, weight=given.weight, name=given.name, caches=cache_specs(alone, each.known, facts)
+        )
+        for each, given in zip(examined, job.teachers, strict=True)
     )
+
+
+def _naming(name: str, emit: Emit) -> Emit:
+    """Emit what is said of one of several teachers with its name before it."""
+
+    def named(event: object) -> None:
+        if isinstance(event, Log):
+            event = event.model_copy(update={"message": f"teacher {name!r}: {event.message}"})
+        emit(event)
+
+    return named
 
 
 def prepare_data(
@@ -164,133 +211,3 @@ def prepare_data(
                 found[split] = hold_out(found["train"], holdout, folders.datasets, emit)
     refusals.check(folders.datasets, spec)
     return found
-
-
-def _warn(warnings: Iterable[str], emit: Emit) -> None:
-    for warning in warnings:
-        emit(Log(level="warning", message=warning))
-
-
-# ------------------------------------------------------------------------------------------------------ the preflight
-
-
-def run_recorded_preflight(
-    teacher: TeacherSpec,
-    dataset: Dataset,
-    folders: Folders,
-    emit: Emit,
-    *,
-    threads: int,
-    device: Device,
-    accept: bool,
-    views: Views,
-    should_stop: ShouldStop,
-    forwards_in: Path | None,
-) -> tuple[PreflightReport, int]:
-    """Run the preflight on a labelled slice and on views of it, once for every pairing of teacher and data.
-
-    Args:
-        accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
-        views: the training views as the teacher sees them; without augmentation plain pictures alone are tried.
-        should_stop: asked after every batch.
-        forwards_in: see ``InferenceTask.forwards``.
-
-    Returns:
-        The report on plain pictures, and the number of forward passes that both took now: 0 when the
-        same teacher, preprocessing, data and views were tried before (the reports are then read back).
-
-    Raises:
-        ContractViolation: they do not belong together; see ``Teacher.run_preflight``.
-        Stopped: ``should_stop`` said so; the next job tries anew.
-    """
-
-    @functools.cache
-    def session() -> Teacher:
-        return Teacher(
-            teacher.path,
-            teacher.preprocessing,
-            teacher.output,
-            reading=teacher,
-            threads=threads,
-            device=device,
-            dataset=dataset,
-            on_forward=_counted(forwards_in, should_stop),
-            sessions=_SESSIONS,
-        )
-
-    identity = {
-        "teacher": teacher.model_dump(mode="json", exclude={"path"}),
-        "dataset": dataset.fingerprint,
-        "class_names": dataset.class_names,
-    }
-    record = _record_path(folders, identity)
-    report, forwards = _read_record(record, PreflightReport), 0
-    if report is None:
-        report = session().run_preflight(dataset, accept=accept)
-        forwards = report.forwards
-        _write_record(record, report)
-    report.enforce(accept)
-    on_views = None
-    if not isinstance(views.augmentation, NoAugmentation):
-        record = _record_path(folders, {**identity, "views": views.model_dump(mode="json")})
-        on_views = _read_record(record, ViewsReport)
-        if on_views is None:
-            on_views = check_views(session(), dataset, views, report)
-            forwards += on_views.forwards
-            _write_record(record, on_views)
-    if forwards:
-        _warn(session().warnings, emit)
-    _warn((*report.accepted, *report.warnings, *(on_views.warnings if on_views else ())), emit)
-    if forwards:
-        emit(_checked(report, on_views, forwards, session()))
-    return report, forwards
-
-
-def _counted(forwards_in: Path | None, should_stop: ShouldStop) -> Callable[[int], None]:
-    """Count what the teacher is run on, and raise Stopped when the job is to stop: a function of a number of rows."""
-    counter = None if forwards_in is None else ForwardCounter(forwards_in)
-
-    def count(rows: int) -> None:
-        if counter is not None:
-            counter.add(rows)
-        if should_stop():
-            raise Stopped("stopped while the teacher was tried on the data")
-
-    return count
-
-
-def _checked(
-    report: PreflightReport, on_views: ViewsReport | None, forwards: int, session: Teacher
-) -> PreflightChecked:
-    return PreflightChecked(
-        rows=report.rows,
-        forwards=forwards,
-        accuracy=report.accuracy,
-        views_accuracy=on_views.accuracy if on_views else None,
-        chance=report.chance,
-        labelled=report.labelled,
-        entropy=None if report.without_labels is None else report.without_labels.entropy,
-        agreement=None if report.without_labels is None else report.without_labels.agreement,
-        output_kind=report.output_kind,
-        provider=session.provider,
-        provider_reason=session.provider_reason,
-    )
-
-
-def _record_path(folders: Folders, identity: Mapping[str, object]) -> Path:
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
-    return folders.contracts / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-
-
-def _read_record(record: Path, kind: type[Report]) -> Report | None:
-    """The report of an earlier preflight; one that an older version wrote in another shape is as good as none."""
-    try:
-        return kind.model_validate_json(record.read_text())
-    except (FileNotFoundError, ValidationError):
-        return None
-
-
-def _write_record(record: Path, report: BaseModel) -> None:
-    record.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(record, "a contract report") as file:
-        file.write(report.model_dump_json(indent=2).encode())

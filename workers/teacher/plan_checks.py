@@ -110,13 +110,24 @@ def smoke_run(teacher: TeacherSpec, dataset: Dataset, folders: Folders, emit: Em
     emit(Log(message=f"the teacher has passed its smoke run in {time.monotonic() - started:.1f} s"))
 
 
-def check_levels(job: JobSpec, report: PreflightReport, emit: Emit) -> None:
-    """Refuse methods that need logits where the teacher gives log-probabilities, unless the job accepts the teacher.
+_EXPORT_LOGITS = (
+    "Export the logits, or name the output that holds them in the teacher's `output`, or leave these methods out."
+)
+_COMBINE_LOGITS = "Combine in the space logits, or leave these methods out."
+
+
+def check_levels(job: JobSpec, reports: Iterable[PreflightReport], emit: Emit) -> None:
+    """Refuse methods that need logits where students get log-probabilities, unless the job accepts the teacher.
 
     Raises:
         ContractViolation: naming the methods.
     """
-    refusal = _level_refusal(method.expand() for method in job.methods) if report.normalised else None
+    methods = [method.expand() for method in job.methods]
+    refusal = None
+    if job.combine is not None and job.combine.space == "probabilities":
+        refusal = _level_refusal(methods, "teachers' combined rows", _COMBINE_LOGITS)
+    elif any(report.normalised for report in reports):
+        refusal = _level_refusal(methods, "teacher's outputs", _EXPORT_LOGITS)
     if refusal is None:
         return
     if not job.accept_teacher:
@@ -124,14 +135,13 @@ def check_levels(job: JobSpec, report: PreflightReport, emit: Emit) -> None:
     emit(Log(level="warning", message=f"{refusal} They are trained, for the job says accept_teacher"))
 
 
-def _level_refusal(methods: Iterable[Method]) -> str | None:
+def _level_refusal(methods: Iterable[Method], what: str, way_out: str) -> str | None:
     """Explain why these methods must not train on log-probabilities; None if a shift of the logits changes none."""
     readers = {method.name: method.level_readers for method in methods if method.level_readers}
     if not readers:
         return None
     listed = ", ".join(f"{name!r} ({' and '.join(found)})" for name, found in readers.items())
     return (
-        f"The teacher's outputs are log-probabilities, and {listed} depend on the size of the logits, which a softmax "
-        "takes away: policy 'dtkd' would make every sample plain KD, say. Export the logits, or name the output that "
-        "holds them in the teacher's `output`, or leave these methods out."
+        f"The {what} are log-probabilities, and {listed} depend on the size of the logits, which a softmax "
+        f"takes away: policy 'dtkd' would make every sample plain KD, say. {way_out}"
     )

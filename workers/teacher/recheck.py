@@ -15,6 +15,7 @@ from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Views
 from workers.data import prepared
 from workers.errors import InvalidTeacher
+from workers.teacher.combined_cache import members_of, name_members
 from workers.teacher.output_values import to_logits
 from workers.teacher.teacher import Teacher
 
@@ -58,6 +59,11 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
     folders = Folders(data_dir=data_dir, data_root=data_dir)
     reader = CacheReader.from_key(folders.caches, key)
     spec = reader.spec
+    if members_of(spec):
+        raise InvalidTeacher(
+            f"cache {key[:12]} is combined of the caches {name_members(spec)}, and no teacher gives its rows: check "
+            "those instead"
+        )
     path = folders.teachers / f"{spec.teacher_sha256}.onnx"
     if not path.is_file():
         raise InvalidTeacher(f"the teacher of cache {key[:12]} is gone: {path.name} is not there")

@@ -38,7 +38,7 @@ from workers.config.teacher import TeacherSpec
 from workers.config.training import Sgd, Training
 from workers.config.views import Views, output_size
 from workers.data.prepared import Dataset, open_prepared
-from workers.errors import InvalidMethod, LossyCache
+from workers.errors import InvalidMethod, InvalidTeacher, LossyCache
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
 from workers.methods.papers.base import Preset
@@ -47,6 +47,7 @@ from workers.objective.statistics import row_statistics
 from workers.objective.view import View
 from workers.students.build import build_student
 from workers.teacher.cache_statistics import read_cache_statistics
+from workers.teacher.combined_cache import members_of, name_members
 from workers.teacher.encoding_check import describe
 from workers.teacher.inference import open_teacher
 from workers.teacher.plan_checks import identify
@@ -95,6 +96,11 @@ def check_parity(
     folders = Folders(data_dir=data_dir, data_root=data_dir)
     reader = CacheReader.from_key(folders.caches, Catalog(folders.caches).resolve(key))
     spec, method = reader.spec, preset.expand()
+    if members_of(spec):
+        raise InvalidTeacher(
+            f"cache {spec.key[:12]} is combined of the caches {name_members(spec)}, and no teacher gives its rows: "
+            "check those instead"
+        )
     if spec.is_lossy:
         raise LossyCache(
             f"cache {spec.key[:12]} has the encoding {describe(spec)}, which is not meant to train as the live teacher "

@@ -25,12 +25,14 @@ def bundle_of(task: TrainingTask, environment: dict[str, str], weights_sha256: s
         weights_sha256: of student.safetensors.
     """
     assert task.origin is not None
+    several = task.origin.teachers
     caches = {"train": task.train_cache, "validation": task.validation_cache, "test": task.test_cache}
     return {
         "format": FORMAT,
         "run": task.run.name,
         "job": task.origin.job.model_dump(mode="json"),
         "teacher": task.origin.teacher.model_dump(mode="json"),
+        **({"teachers": [each.model_dump(mode="json") for each in several]} if several else {}),
         "datasets": {
             "train": task.train_fingerprint,
             "validation": task.validation_fingerprint,

@@ -6,6 +6,7 @@ What Retort cannot know (the licence, the intended use) is marked TO BE FILLED I
 import json
 from collections.abc import Mapping
 
+from workers.config.combination import Combination
 from workers.config.task import Origin
 from workers.texts import printable
 
@@ -74,15 +75,24 @@ def _making(origin: Origin | None, result: Mapping[str, object]) -> dict[str, ob
     }
     if origin is not None:
         teacher, [method] = origin.teacher, origin.job.methods
+        several = [f"{each.weight:g} x {each.name or 'without a name'}" for each in origin.teachers]
+        digests = [each.sha256 for each in origin.teachers] or [teacher.sha256]
         told |= {
-            "teacher": teacher.name or "without a name",
-            "SHA-256 of the teacher's ONNX file": teacher.sha256,
+            "teacher": " + ".join(several) or teacher.name or "without a name",
+            "SHA-256 of the teachers' ONNX files" if several else "SHA-256 of the teacher's ONNX file": ", ".join(
+                digests
+            ),
+            "combination of the teachers": _combination(origin) if several else None,
             "dataset": json.dumps(origin.job.dataset.model_dump(mode="json")),
             "method, all parameters": json.dumps(method.expand().model_dump(mode="json")),
             "views": json.dumps(origin.job.views.model_dump(mode="json")),
             "training": json.dumps(origin.job.training.model_dump(mode="json")),
         }
     return told
+
+
+def _combination(origin: Origin) -> str:
+    return json.dumps((origin.job.combine or Combination()).model_dump(mode="json"))
 
 
 def _figures(result: Mapping[str, object]) -> dict[str, Mapping[str, object]]:

@@ -13,6 +13,7 @@ from workers.augmentation.single import Picture, make_view
 from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, ResizedCrop
 from workers.spec import Size
+from workers.teacher.combined_cache import members_of, name_members
 
 Network = Literal["teacher", "student"]
 _RECIPE: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
@@ -42,6 +43,11 @@ def view_pixels(
     if network == "student":
         seen = recipe.model_copy(update={"size": size}) if is_resampled else recipe
         return make_view(pixels_HWC, seen, spec.augmentation_seed, view, sample=row)
+    if members_of(spec):
+        raise Conflict(
+            f"cache {spec.key[:12]} is combined of the caches {name_members(spec)}, whose teachers have views of their "
+            "own: ask for the view of one of those, or for the student's"
+        )
     try:
         preprocessing = Preprocessing.model_validate(spec.preprocessing)
     except ValidationError:

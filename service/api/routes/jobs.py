@@ -10,7 +10,7 @@ from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.initial_weights import with_known_weights
-from service.api.job_checks import check_plan, check_request, find_dataset, find_teacher
+from service.api.job_checks import check_plan, check_request, find_dataset, find_teachers
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
 from service.api.job_preview import preview_of
@@ -82,12 +82,15 @@ def create_job(
     row, is_new = ctx.queries.replay(idempotency), False
     if row is None:
         check_request(request, ctx)
-        teacher = find_teacher(request.teacher, ctx)
+        teachers = find_teachers(request, ctx)
         plan = with_known_weights(request.filled(find_dataset(request, ctx.queries)), ctx)
-        checked = check_plan(plan, teacher, ctx.settings)
+        checked = check_plan(plan, teachers, ctx.settings)
         if dry_run:
             response.status_code = 200
-            gradients = gradient_warnings_of_plan(plan, teacher.sha256, ctx.settings.caches_dir)
+            gradients = []
+            if len(teachers) == 1:  # the rows of several are combined, and in no cache yet
+                digest = teachers[0].record.sha256
+                gradients = gradient_warnings_of_plan(plan, digest, ctx.settings.caches_dir)
             return preview_of(checked, [*checked.source.notes, *gradients], cost_of(checked, ctx))
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
@@ -100,6 +103,7 @@ def create_job(
             tags=request.tags,
             note=request.note,
             webhook_url=None if request.webhook is None else str(request.webhook.url),
+            teachers=teachers,
             samples={str(split): count for split, count in checked.source.samples.items()},
         )
     response.status_code = 201 if is_new else 200

@@ -9,16 +9,18 @@ from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_val
 from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.costs import Cost, Eta
 from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
+from service.api.schemas.job_teachers import JobTeacher, TeacherChoice
 from service.api.schemas.labels import LabelsPreview
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.api.schemas.webhooks import WebhookDelivery, WebhookRequest
 from service.db.states import State
+from workers.config.combination import TEACHERS_MAX
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
 from workers.config.job import Plan
 from workers.errors import InvalidJob
-from workers.spec import Seed, Size
+from workers.spec import AtMost, Seed, Size
 
 # Of a job's temperature expressions in all: parsing so many takes 0.1 s.
 EXPRESSIONS_CHARACTERS_MAX = 1 << 16
@@ -59,13 +61,23 @@ def _expression_characters(value: object) -> int:
 class JobRequest(PlanDraft):
     """A job: a teacher, a dataset, and students x methods x seeds, each of which becomes a run.
 
-    `dataset` is a description, or the id or name of a registered dataset.
+    In place of `teacher` it may have `teachers`, whose rows are combined as `combine` says. `dataset` is a description,
+    or the id or name of a registered dataset.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
 
     name: OptionalName = ""
-    teacher: Annotated[str, Field(max_length=64, examples=[EXAMPLE_TEACHER])]
+    teacher: str = Field(
+        "",
+        max_length=64,
+        examples=[EXAMPLE_TEACHER],
+        description="id of the teacher; left out where there are several",
+        exclude_if=lambda given: not given,
+    )
+    teachers: Annotated[tuple[TeacherChoice, ...], AtMost(TEACHERS_MAX)] = Field(
+        (), description="several teachers in place of one, see `combine`", exclude_if=lambda given: not given
+    )
     # A client may name a dataset where the plan needs its description; the route puts it in place.
     dataset: DatasetChoice  # type: ignore[assignment]
     # These joined later, and are left out of a dump at their default: an Idempotency-Key is known by its digest,
@@ -94,6 +106,11 @@ class JobRequest(PlanDraft):
         description="where the end of the job is told; null for nowhere",
         exclude_if=lambda given: given is None,
     )
+
+    @property
+    def choices(self) -> tuple[TeacherChoice, ...]:
+        """Every teacher, the first one first; none where the request names none."""
+        return self.teachers or ((TeacherChoice(id=self.teacher),) if self.teacher else ())
 
     @model_validator(mode="before")
     @classmethod
@@ -162,15 +179,25 @@ class PlannedClasses(Document):
     note: str = Field(description="what the match has changed, or left aside; may be empty")
 
 
+class PlannedTeacher(Document):
+    """A teacher of the job, and how the dataset's classes lie in its output."""
+
+    id: str
+    name: str
+    weight: float
+    classes: PlannedClasses | None = Field(description="null where only decoding tells the dataset's class names")
+
+
 class JobPreview(Document):
     """Preview of a job: what it would be, had it been posted without `dry_run`."""
 
     object: Literal["job_preview"] = "job_preview"
-    teacher: str
+    teacher: str = Field(description="the first one, if there are several")
+    teachers: list[PlannedTeacher] = Field(description="all of them, an only one as well")
     plan: Plan
     runs: list[PlannedRun]
     views: ViewSizes
-    classes: PlannedClasses | None = Field(description="null where only decoding tells the dataset's class names")
+    classes: PlannedClasses | None = Field(description="of the first teacher, see `teachers`")
     labels: LabelsPreview
     warnings: list[str] = Field(description="what is probably not meant; the job's log says it, too")
     cost: Cost
@@ -227,8 +254,9 @@ class JobSummary(Document):
         description="why it is paused although no client has paused it; it goes on by itself"
     )
     progress: JobProgress
-    teacher: str
+    teacher: str = Field(description="the first one, if there are several")
     teacher_sha256: str
+    teachers: list[JobTeacher] = Field(description="all of them, an only one as well")
     caches: dict[str, str] | None = Field(description="cache key per split")
     teacher_forwards: TeacherForwards | None
     teacher_accuracy: float | None = Field(description="top-1 on the test split")

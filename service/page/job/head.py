@@ -86,7 +86,10 @@ async def _facts(page: JobPage) -> None:
     """Build links and numbers of the job. Those that change while it runs follow it."""
     with ui.element("div").classes("facts job-facts"):
         ui.label("Teacher")
-        ui.link(await _teacher_name(page), f"/teachers/{page.job['teacher']}")
+        with ui.element("div").classes("links"):
+            for each in page.job["teachers"]:
+                id = each["id"] or page.job["teacher"]
+                ui.link(await _teacher_name(page, id), f"/teachers/{id}")
         ui.label("Dataset")
         dataset = ui.element("div")
         ui.label("Caches")
@@ -120,12 +123,12 @@ async def _facts(page: JobPage) -> None:
     await update(True)
 
 
-async def _teacher_name(page: JobPage) -> str:
+async def _teacher_name(page: JobPage, id: str) -> str:
     try:
-        teacher = await page.api.get(f"/v1/teachers/{page.job['teacher']}")
+        teacher = await page.api.get(f"/v1/teachers/{id}")
     except Problem:
         # Deleted: its jobs stay.
-        return str(page.job["teacher"])
+        return id
     return str(teacher.get("name") or teacher["id"])
 
 

@@ -27,7 +27,7 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
     """Build the form of a job, from an old one, a teacher or a dataset where one is given."""
     catalog = await Catalog.load(api)
     document = await _like(api, job) if job else dict(_EXAMPLE)
-    if teacher or len(catalog.teachers) == 1:
+    if "teachers" not in document and (teacher or len(catalog.teachers) == 1):
         document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
     if dataset:
         document["dataset"] = dataset
@@ -69,7 +69,11 @@ async def _like(api: ViewerApi, job_id: str) -> Document:
     recipe = plan.pop("recipe", None)
     if isinstance(recipe, dict):
         plan["recipe"] = recipe["name"]
-    return {**plan, **{name: old[name] for name in _COPIED if old.get(name)}}
+    copied = {**plan, **{name: old[name] for name in _COPIED if old.get(name)}}
+    if len(old["teachers"]) > 1:
+        del copied["teacher"]
+        copied["teachers"] = [{name: each[name] for name in ("id", "weight")} for each in old["teachers"]]
+    return copied
 
 
 class Preview:
@@ -98,7 +102,8 @@ class Preview:
             self._timer = ui.timer(_DRY_RUN_AFTER_S, self._ask, once=True)
 
     async def _ask(self) -> None:
-        if not self._document.get("teacher") or self._document.get("dataset") in (None, _FOLDER):
+        has_teacher = self._document.get("teacher") or self._document.get("teachers")
+        if not has_teacher or self._document.get("dataset") in (None, _FOLDER):
             self._answer.clear()
             with self._answer:
                 ui.label("Choose a teacher and a dataset.").classes("muted")
