@@ -28,7 +28,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.data.row_digests import overlap_warnings
-from workers.events import Emit, Event, Log, ShouldStop, Split, Stage
+from workers.events import Emit, Log, ShouldStop, Split, Stage
 from workers.teacher.cache_plan import (
     CachePlan,
     EncodingCheck,
@@ -172,13 +172,9 @@ def _members(job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, 
 
 def _naming(name: str, emit: Emit) -> Emit:
     """Emit what is said of one of several teachers with its name before it."""
-
-    def named(event: Event) -> None:
-        if isinstance(event, Log):
-            event = event.model_copy(update={"message": f"teacher {name!r}: {event.message}"})
-        emit(event)
-
-    return named
+    return lambda event: emit(
+        event.model_copy(update={"message": f"teacher {name!r}: {event.message}"}) if isinstance(event, Log) else event
+    )
 
 
 def prepare_data(
