@@ -1,4 +1,4 @@
-"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, exports, checkpoints to spare."""
+"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, exports, old checkpoints."""
 
 import threading
 import time
