@@ -103,6 +103,9 @@ def export_bytes(spec: CacheSpec, format: ExportFormat, stored_bytes: int, facts
     if format == "zarr":
         return stored_bytes + spec.samples * (id_length + _ROW_BYTES)
     row_bytes = spec.classes * spec.numpy_dtype.itemsize + len(STATISTICS) * 4
+    if format == "parquet":
+        # A dictionary of values that hardly repeat, and 16 bits for each to find it there.
+        row_bytes += row_bytes // 2
     # Of npz an id is UTF-32, once for a sample; of parquet text, in each of its rows.
     ids = spec.samples * id_length * 4 if format == "npz" else spec.views * spec.samples * id_length
     return spec.views * spec.samples * (row_bytes + _ROW_BYTES) + ids

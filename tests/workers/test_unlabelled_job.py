@@ -11,7 +11,7 @@ from tests.support.digits import Digits
 from workers.config.draft import JobDraft
 from workers.config.task import Folders
 from workers.errors import InvalidJob
-from workers.events import Event, Log, PreflightChecked, never
+from workers.events import Log, PreflightChecked, never
 from workers.files import file_sha256
 from workers.pipeline import JobOutcome, run_job
 from workers.students.build import build_student
@@ -91,11 +91,12 @@ def test_first_weights_fit_as_many_classes_as_the_teacher_has_where_nothing_name
     document = {
         "dataset": {"kind": "npz", "path": "digits.npz"},
         "test": None,
+        "validation": {"holdout": 0.1},
         "students": [{"name": "cnn_s", "init": init}],
         "methods": ["kd"],
         "teacher": digits.teacher_spec.model_dump(mode="json"),
     }
-    job, events = JobDraft.model_validate(document).job(), list[Event]()
+    job, events = JobDraft.model_validate(document).job(), list[object]()
     folders = Folders(data_dir=tmp_path / "data", data_root=tmp_path)
     plan_caches(job, folders, events.append, never, threads=1, device="cpu")
     assert any(isinstance(event, Log) and "student 'cnn_s' begins with the" in event.message for event in events)

@@ -94,7 +94,7 @@ def test_room_for_an_export_is_that_of_its_decoded_rows(tmp_path: Path, format: 
         check_room=lambda: asked.append(export_bytes(spec, format, 1, facts)),
     )
     assert asked[0] >= 2 * 300 * 100 * spec.numpy_dtype.itemsize
-    # Parquet compresses; a zip's and an array's header are not counted.
+    # Headers are not counted.
     assert made.path.stat().st_size <= asked[0] + 4096
 
 

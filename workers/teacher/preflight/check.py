@@ -30,7 +30,7 @@ from workers.unlabelled import labelled_rows
 AGAIN_ROWS, AGAIN_BATCH = 64, 24  # pictures that are run twice, the second time so many at once
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
 ALONE_ROWS = 4  # pictures compared alone and in a batch
-LABELLED_MIN = 20  # fewer labelled pictures refuse no teacher
+LABELLED_MIN = 20  # fewer labelled pictures, among others, refuse no teacher
 _ALIKE_MAX = 10  # warnings about classes with names that look alike
 
 
@@ -69,6 +69,7 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     warnings = [*([classes.note] if classes.note else ()), *kind.warnings, *_alone_warning(teacher, rows_per_s)]
     refusals, of_classes_RN = [*kind.refusals], chosen(outputs_RN, classes.columns)
     labelled, score, judged, more_rows = labelled_rows(labels_R), None, None, 0
+    is_sparse = len(labelled) < min(LABELLED_MIN, len(index_R))
     if len(labelled):
         score = Score.of(of_classes_RN[labelled], labels_R[labelled])
         order = better_order(score, dataset.class_names)
@@ -76,11 +77,11 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
             teacher, dataset, index_R[labelled], score, columns=classes.columns
         )
         doubts = _accuracy_refusal(score, order, preprocessing)
-        if len(labelled) < LABELLED_MIN:
+        if is_sparse:
             warnings += [f"{doubt} So few labels refuse no teacher" for doubt in doubts]
         else:
             refusals += doubts
-    if len(labelled) < LABELLED_MIN:
+    if is_sparse:
         logits_of = functools.partial(to_logits, kind=kind.stored, columns=classes.columns)
         found = judge_without_labels(teacher, dataset, index_R, outputs_RN, logits_of=logits_of)
         judged, of_judgement, unlike = found
