@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Housekeeping of the leading engine, from a thread of its own: tombstones, retention, exports, spare checkpoints."""
-=======
 """Housekeeping of the leading engine, from a thread of its own: tombstones, retention, exports, old checkpoints."""
->>>>>>> wt-fixteach
 
 import threading
 import time
