@@ -4,8 +4,8 @@ The transaction that deletes the rows leaves a tombstone (``DeletedPathRecord``)
 names any more, see ``tombstones``.
 
 Nothing is deleted that live work needs: a job that has not ended, a run whose checkpoint a live retry may go on from or
-whose weights a live job begins with, a dataset or teacher of a live job. Retries that have ended keep their epochs (``packed_events.hand_over_epochs``) and
-become retries of what the deleted run was a retry of.
+whose weights a live job begins with, a dataset or teacher of a live job. Retries that have ended keep their epochs
+(``packed_events.hand_over_epochs``) and become retries of what the deleted run was a retry of.
 """
 
 from collections.abc import Collection, Iterable, Sequence
