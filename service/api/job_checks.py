@@ -16,6 +16,7 @@ from service.settings import Settings
 from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
 from workers.config.dataset import DatasetSpec
+from workers.config.full_batch import check_full_batch
 from workers.config.job import Plan
 from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.teacher import TeacherReading
@@ -102,12 +103,15 @@ def check_plan(plan: Plan, teacher: TeacherRecord, settings: Settings) -> Checke
         ContractViolation: teacher and dataset have different numbers of classes, or the teacher's names of classes are
             not the dataset's.
         InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
-            saves nothing, or the dataset lacks a split or labels that the job needs.
+            saves nothing, ``drop_last`` leaves no batch, or the dataset lacks a split or labels that the job needs.
     """
     _check_epochs(plan, settings)
     source = examine(plan.dataset, settings.data_root)
     plan.splits(source.splits)
     check_labels(plan, source.samples, source.labelled_samples)
+    if plan.training.drop_last and not plan.evaluate:
+        # Rows of a holdout are left out when the data are decoded: only then it is known how many they are.
+        check_full_batch(source.samples["train"], plan.training.batch_size)
     names = known_class_names(source, settings.datasets_dir)
     matched = _match_classes(teacher, source, names)
     check_encoding(plan.cache.encoding, source.classes or classes_of(teacher) or 0)
