@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.digits import Digits
+from tests.support.digits import SMALL, Digits
 from workers.config.draft import JobDraft
 from workers.config.task import Folders
-from workers.errors import InvalidJob
+from workers.data.kinds.npz import NpzDataset
+from workers.errors import InvalidDataset, InvalidJob
 from workers.events import Log, PreflightChecked
-from workers.pipeline import JobOutcome, run_job
+from workers.pipeline import JobOutcome, run_job, train_supervised
 
 
 def written(digits: Digits, path: Path, labels_N: np.ndarray | None, *, test_labels: bool = True) -> None:
@@ -95,3 +96,11 @@ def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path
     assert few["train_ce"] is not None
     assert both["train_ce"] is not None
     assert (both["top1"] or 0.0) > (few["top1"] or 0.0) + 0.05
+
+
+def test_supervised_model_is_refused_without_labels_before_it_is_trained(digits: Digits, tmp_path: Path) -> None:
+    written(digits, tmp_path / "digits.npz", np.asarray(digits.train.labels_N), test_labels=False)
+    dataset, places = NpzDataset(path="digits.npz"), {"data_root": tmp_path, "work_dir": tmp_path / "data"}
+    with pytest.raises(InvalidDataset, match="no picture of the test split has a label"):
+        train_supervised(dataset, "cnn_s", SMALL, **places, out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
