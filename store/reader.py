@@ -80,6 +80,8 @@ class CacheReader:
         self.spec = manifest.spec
         documents.check_arrays(self.path, self.spec)
         self._records, finishing = check_completion(self.path, self.spec)
+        #: SHA-256 of the commit records, as COMPLETE has it: other bytes of any chunk have another one.
+        self.commits_sha256 = documents.commits_sha256(iter(self._records))
         for record in self._records:
             chunk_files.check_chunk_files(self.path, record)
         #: Provenance, see CacheWriter.add_provenance: free JSON, no part of the identity.

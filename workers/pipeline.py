@@ -23,7 +23,7 @@ from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.training import Training
 from workers.config.views import Views
-from workers.errors import InvalidJob, WorkerError
+from workers.errors import InvalidDataset, InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method
 from workers.run_files import ARTIFACTS
@@ -32,10 +32,11 @@ from workers.teacher.build_caches import build_caches, reserve_caches
 from workers.teacher.forwards import forwards_avoided, forwards_needed
 from workers.teacher.plan_caches import plan_caches, prepare_data
 from workers.text_files import read_text
-from workers.texts import printable
+from workers.texts import listed, printable
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
 from workers.training.share_out import share_out
+from workers.unlabelled import count_labelled
 
 # ------------------------------------------------------------------------------------------------------------- runs
 
@@ -142,9 +143,18 @@ def train_supervised(
 
     Args:
         out_dir: receives ``artifacts/student.onnx`` and the other files of a run.
+
+    Raises:
+        InvalidDataset: as ``prepare_data``, or a split has no labels.
     """
     folders = Folders(data_dir=work_dir, data_root=data_root)
     data = prepare_data(dataset, folders, emit, should_stop)
+    unlabelled = [split for split, found in data.items() if not count_labelled(found.labels_N)]
+    if unlabelled:
+        raise InvalidDataset(
+            f"no picture of the {listed(unlabelled)} split has a label: cross-entropy learns from labels, and the "
+            "accuracy is measured by them; give the dataset labels"
+        )
     task = TrainingTask(
         folders=folders,
         run=RunSpec(index=0, student=StudentSpec(name=student), method=parse_method("ce"), seed=seed),

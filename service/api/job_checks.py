@@ -21,6 +21,7 @@ from service.webhooks.allowed import WebhookRefused
 from workers.config.cache import check_encoding
 from workers.config.combination import check_count
 from workers.config.dataset import DatasetSpec
+from workers.config.full_batch import check_full_batch
 from workers.config.job import Plan
 from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.teacher import TeacherReading
@@ -153,12 +154,15 @@ def check_plan(plan: Plan, teachers: Sequence[ChosenTeacher], settings: Settings
         ContractViolation: teacher and dataset have different numbers of classes, or the teacher's names of classes are
             not the dataset's.
         InvalidJob: a student cannot be trained on pictures of that size or on batches of one, the cache's encoding
-            saves nothing, or the dataset lacks a split or labels that the job needs.
+            saves nothing, ``drop_last`` leaves no batch, or the dataset lacks a split or labels that the job needs.
     """
     _check_epochs(plan, settings)
     source = examine(plan.dataset, settings.data_root)
     plan.splits(source.splits)
     check_labels(plan, source.samples, source.labelled_samples)
+    if plan.training.drop_last and not plan.evaluate:
+        # Rows of a holdout are left out when the data are decoded: only then it is known how many they are.
+        check_full_batch(source.samples["train"], plan.training.batch_size)
     names = known_class_names(source, settings.datasets_dir)
     checked = tuple(
         CheckedTeacher(each.record, each.weight, _match_classes(each.record, source, names, settings))

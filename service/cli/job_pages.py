@@ -9,6 +9,7 @@ from service.cli import render
 from service.cli.cost import cost_table
 from service.cli.job_labels import labels
 from service.cli.recipes import filled_in
+from service.client.kept_metrics import kept_prefix, kept_top1
 from service.client.transport import Document
 
 
@@ -24,7 +25,7 @@ def preview_page(preview: Document) -> RenderableType:
     recipe = render.facts({"recipe": filled_in(preview["plan"]), **_labels(preview.get("labels") or {})})
     # A service of an earlier version estimates nothing.
     cost = [Text(), cost_table(preview["cost"])] if preview.get("cost") else []
-    classes = render.facts({"classes": _classes(preview.get("classes"))})
+    classes = render.facts({"order of classes": _classes(preview.get("classes"))})
     return Group(Text(f"{len(rows)} runs, none started"), table, *cost, Text(), seen, classes, recipe, *warnings)
 
 
@@ -79,7 +80,7 @@ def job_page(job: Document, runs: Sequence[Document]) -> RenderableType:
             run["name"],
             f"{run['epoch']}/{run['epochs']}",
             render.left(run.get("eta")),
-            render.percent((run["metrics"] or {}).get("top1")),
+            render.percent(kept_top1(run["metrics"] or {}, run["result"] or {})),
             (run["error"] or {}).get("message") or _set_aside(run) or "",
         )
         for run in runs
@@ -97,7 +98,7 @@ def _teachers(job: Document) -> str:
 
 def run_page(run: Document, files: Sequence[Document]) -> RenderableType:
     """Page of a run with its files."""
-    metrics = run["metrics"] or {}
+    metrics, result = run["metrics"] or {}, run["result"] or {}
     pairs = {
         "run": run["id"],
         "job": run["job_id"],
@@ -112,9 +113,9 @@ def run_page(run: Document, files: Sequence[Document]) -> RenderableType:
         "started": render.moment(run["started_at"]),
         "finished": render.moment(run["finished_at"]),
         "expected end": _expected(run),
-        "top-1": render.percent(metrics.get("top1")),
-        "agreement": render.percent(metrics.get("agreement")),
-        "ECE": render.percent(metrics.get("ece")),
+        "top-1": render.percent(kept_top1(metrics, result)),
+        "agreement": render.percent(metrics.get(f"{kept_prefix(result)}agreement")),
+        "ECE": render.percent(metrics.get(f"{kept_prefix(result)}ece")),
         "loss": render.number(metrics.get("train_loss"), 4),
     }
     rows = [(file["name"], render.size(file["size_bytes"]), file["sha256"]) for file in files]

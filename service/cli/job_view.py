@@ -6,6 +6,7 @@ Rates are rows (samples) per second, times seconds.
 from dataclasses import dataclass, field
 
 from service.cli import render as terminal
+from service.client.kept_metrics import kept_top1
 from service.client.transport import Document
 from service.db.states import TERMINAL
 
@@ -194,5 +195,5 @@ def _apply_training(run: RunLine, kind: str, data: Document) -> str:
     metrics = data["metrics"]
     run.epoch = data["epoch"]
     run.done = float(run.epoch)
-    run.top1, run.loss = metrics.get("top1", metrics.get("validation_top1")), metrics.get("train_loss")
+    run.top1, run.loss = kept_top1(metrics, {}), metrics.get("train_loss")
     return f"{run.name}: {run.text}"

@@ -69,7 +69,9 @@ def curves_of(database: Database, job_id: str, after: int, metrics: int | None) 
         columns = [getattr(RunRecord, name) for name in CurveRun._fields]
         query = select(*columns).where(RunRecord.job_id == job_id).order_by(RunRecord.index)
         runs = [CurveRun._make(row) for row in session.execute(query)]
-        ended = sum(run.epoch for run in runs) if after == 0 else _count_later(session, job_id, after)
+        # Of packed rows nobody knows how many events are later: as if all were.
+        is_all = after == 0 or session.scalar(select(_packed(job_id, after).exists()))
+        ended = sum(run.epoch for run in runs) if is_all else _count_later(session, job_id, after)
         width = metrics or max((len(run.metrics or ()) for run in runs), default=0)
         curves = Curves(runs, {run.id: {} for run in runs}, after, _stride(ended * width))
         return curves._replace(last_seq=_fill(curves, _epoch_events(session, job_id, after)))
@@ -98,7 +100,7 @@ def _fill(curves: Curves, events: Iterator[tuple[int, str, Json]]) -> int:
 
 
 def _count_later(session: Session, job_id: str, after: int) -> int:
-    """Epochs that have ended since, but for those that were packed meanwhile."""
+    """Epochs that have ended since, none of which is packed."""
     return session.scalar(select(func.count()).where(_plain(job_id, after))) or 0
 
 
@@ -106,12 +108,16 @@ def _plain(job_id: str, after: int) -> ColumnElement[bool]:
     return (EventRecord.job_id == job_id) & (EventRecord.seq > after) & (EventRecord.type == "epoch")
 
 
+def _packed(job_id: str, after: int) -> Select[PackedEventsRecord]:
+    later = (PackedEventsRecord.job_id == job_id) & (PackedEventsRecord.last_seq > after)
+    return select(PackedEventsRecord).where(later, PackedEventsRecord.run_id != "")
+
+
 def _epoch_events(session: Session, job_id: str, after: int) -> Iterator[tuple[int, str, Json]]:
     """Number, run and data of each event of an epoch, in no order."""
     # In this order, as ``packed_events.events_of``: what is packed between the two queries is found twice, never not.
     yield from _plain_events(session, select(EventRecord).where(_plain(job_id, after)))
-    packed = (PackedEventsRecord.job_id == job_id) & (PackedEventsRecord.last_seq > after)
-    for some in session.scalars(select(PackedEventsRecord).where(packed, PackedEventsRecord.run_id != "")):
+    for some in session.scalars(_packed(job_id, after)):
         yield from (
             (event.seq, event.run_id, event.data)
             for event in unpack(some)

@@ -73,7 +73,7 @@ class JobRecord(JobLabels, Base):
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
     is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
     paused although no client has asked for that, see ``service.db.set_aside``. ``pinned_at`` keeps it from deletion.
-    ``samples`` are the pictures of each split of its dataset when it was posted; ``eta`` is
+    ``samples`` are the pictures of each split of its dataset, or its holdout, when it was posted; ``eta`` is
     ``estimates.forecast.Eta``.
     """
 

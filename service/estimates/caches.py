@@ -173,6 +173,12 @@ def _rows_cached(key: str, catalog: Catalog) -> int:
         return 0
 
 
+def samples_of(plan: Plan, source: Source) -> dict[str, int]:
+    """Pictures of each split of a dataset; ``validation`` is that of the job where it holds pictures out."""
+    splits: list[Split] = [*source.samples, *(() if plan.validation is None else ("validation",))]
+    return {split: _samples(plan.validation, source, split)[0] for split in splits}
+
+
 def _samples(holdout: Holdout | None, source: Source, split: Split) -> tuple[int, bool]:
     """Pictures of a split, and whether that is exact: labels tell how many are held out of each class."""
     if split != "validation" or holdout is None:

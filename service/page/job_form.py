@@ -4,7 +4,7 @@
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -73,6 +73,12 @@ def seeds_error(text: str | None) -> str | None:
     if found and min(found) >= 0:
         return None
     return f"{(text or '')[:40]!r} is not whole numbers from 0, separated by commas, like {_SEEDS}"
+
+
+def students_of(names: Sequence[str], given: Sequence[Any]) -> list[Any]:
+    """Students by these names: as they were given (with first weights, say), or the bare name."""
+    described = {each["name"]: each for each in given if isinstance(each, Mapping)}
+    return [described.get(name, name) for name in names]
 
 
 class JobForm:
@@ -197,14 +203,15 @@ class JobForm:
             else f"{each['name']} ({count(each['parameters_100'])} parameters)"
             for each in self._catalog.students
         }
-        given = [each if isinstance(each, str) else each["name"] for each in self.document.get("students", [])]
+        given = list(self.document.get("students", []))
+        names = [each if isinstance(each, str) else each["name"] for each in given]
         ui.select(
             options,
-            value=[name for name in given if name in options],
+            value=[name for name in names if name in options],
             label="Students",
             multiple=True,
             with_input=True,
-            on_change=lambda event: self.set("students", list(event.value)),
+            on_change=lambda event: self.set("students", students_of(event.value, given)),
         ).props("use-chips").classes("wide")
 
     def _methods(self) -> None:

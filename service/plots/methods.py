@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from service.client.kept_metrics import kept_prefix
 from service.plots import text
 from service.plots.data import JobData, RunData
 from service.plots.metrics import axis_of
@@ -73,9 +74,11 @@ def _draw_teacher(data: JobData, split: str, figure: Figure, axes: Sequence[Axes
 
 def _kept(runs: Sequence[RunData], metric: str) -> list[float]:
     """The metric of the epoch whose weights each run has left; of runs that have succeeded."""
-    lines = [
-        run.metrics[int(run.result.get("selected_epoch") or len(run.metrics)) - 1]
+    values = [
+        run.metrics[int(run.result.get("selected_epoch") or len(run.metrics)) - 1].get(
+            metric.replace("top1", f"{kept_prefix(run.result)}top1")
+        )
         for run in runs
         if run.metrics and run.document["state"] == "succeeded"
     ]
-    return [line[metric] for line in lines if line.get(metric) is not None]
+    return [value for value in values if value is not None]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from tests.support.digits import Digits
+from tests.support.digits import SMALL, Digits
 from workers.config.draft import JobDraft
 from workers.config.task import Folders
-from workers.errors import InvalidJob
+from workers.data.kinds.npz import NpzDataset
+from workers.errors import InvalidDataset, InvalidJob
 from workers.events import Log, PreflightChecked, never
 from workers.files import file_sha256
-from workers.pipeline import JobOutcome, run_job
+from workers.pipeline import JobOutcome, run_job, train_supervised
 from workers.students.build import build_student
 from workers.teacher.plan_caches import plan_caches
 
@@ -119,3 +120,11 @@ def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path
     assert few["train_ce"] is not None
     assert both["train_ce"] is not None
     assert (both["top1"] or 0.0) > (few["top1"] or 0.0) + 0.05
+
+
+def test_supervised_model_is_refused_without_labels_before_it_is_trained(digits: Digits, tmp_path: Path) -> None:
+    written(digits, tmp_path / "digits.npz", np.asarray(digits.train.labels_N), test_labels=False)
+    dataset, places = NpzDataset(path="digits.npz"), {"data_root": tmp_path, "work_dir": tmp_path / "data"}
+    with pytest.raises(InvalidDataset, match="no picture of the test split has a label"):
+        train_supervised(dataset, "cnn_s", SMALL, **places, out_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -39,8 +39,9 @@ def find_weights(init: RunWeights | FileWeights, student: str, folders: Folders)
     try:
         path = resolve(init.weights, folders.data_root)
         if path.is_dir():
-            _check_config(path / "config.json", init.weights, student)
-            path = inside(path / MODEL_FILE, root_folder(folders.data_root))
+            root = root_folder(folders.data_root)
+            _check_config(inside(path / "config.json", root), init.weights, student)
+            path = inside(path / MODEL_FILE, root)
     except InvalidDataset as error:
         raise InvalidJob(str(error).replace("dataset path", "weights", 1)) from error
     if path.suffix.lower() in _PICKLES:
@@ -55,11 +56,11 @@ def find_weights(init: RunWeights | FileWeights, student: str, folders: Folders)
 
 def _check_config(path: Path, given: str, student: str) -> None:
     """Refuse a folder whose config.json names another architecture than the student's. Raises InvalidJob."""
+    if not path.is_file():
+        raise InvalidJob(f"folder {given!r} has no config.json: name the safetensors file itself")
     try:
         with path.open("rb") as file:
             config = json.loads(file.read(_CONFIG_BYTES_MAX))
-    except FileNotFoundError:
-        raise InvalidJob(f"folder {given!r} has no config.json: name the safetensors file itself") from None
     except (OSError, ValueError) as error:
         raise InvalidJob(f"config.json of {given!r} is not readable JSON: {error}") from error
     named = config.get("architecture") if isinstance(config, Mapping) else None

@@ -1,7 +1,8 @@
 """Statistics over a complete cache, read from its files: see ``methods.cache_statistics``.
 
 Those that take the logits are kept beside them, in ``class_confidence-T.json``: a cache never changes, and each process
-that trains would read all of it again. The file is no part of the cache, and made anew where it cannot be used.
+that trains would read all of it again. The file is no part of the cache, and made anew where it cannot be used: the
+same cache inferred again on another device has other last digits.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ _SOME_ROWS = 1 << 14
 # Logits that are looked at together: 8 MiB of float64. A constant, since sums depend on it in the last digits.
 _CELLS = 1 << 20
 # Of the kept file; one of another format is made anew.
-_FORMAT = 1
+_FORMAT = 2
 
 
 def read_cache_statistics(
@@ -66,7 +67,8 @@ def kept_path(reader: CacheReader, statistic: CacheStatistic) -> Path:
 def _keep(reader: CacheReader, statistic: CacheStatistic, values_C: Values) -> None:
     """Keep values for the next process, which computes them itself where that fails."""
     digest = hashlib.sha256(values_C.tobytes()).hexdigest()
-    text = json.dumps({"format": _FORMAT, "sha256": digest, "values": values_C.tolist()})
+    known = {"format": _FORMAT, "commits_sha256": reader.commits_sha256, "sha256": digest}
+    text = json.dumps({**known, "values": values_C.tolist()})
     with (
         contextlib.suppress(OSError, DiskLow),
         replacing(kept_path(reader, statistic), "statistics over a cache") as file,
@@ -75,12 +77,15 @@ def _keep(reader: CacheReader, statistic: CacheStatistic, values_C: Values) -> N
 
 
 def _read_kept(reader: CacheReader, statistic: CacheStatistic) -> Values | None:
-    """Values that an earlier process has kept, float32 [C]; None if there are none, or they are damaged."""
+    """Values that an earlier process has kept, float32 [C]; None if there are none, or
+    they are damaged or of other chunks."""
     try:
         found = json.loads(kept_path(reader, statistic).read_bytes())
         values_C = np.array(found["values"], np.float32)
         digest = hashlib.sha256(values_C.tobytes()).hexdigest()
-        is_whole = (found["format"], found["sha256"]) == (_FORMAT, digest) and len(values_C) == reader.spec.classes
+        known = (_FORMAT, reader.commits_sha256, digest)
+        is_whole = tuple(found[name] for name in ("format", "commits_sha256", "sha256")) == known
+        is_whole &= len(values_C) == reader.spec.classes
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return values_C if is_whole else None

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Iterable
 
+from workers.config.full_batch import check_full_batch
 from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
 from workers.config.weights_file import check_digest, describe_weights, find_weights
+from workers.data.holdout_rows import holdout_rows
 from workers.data.prepared import Dataset
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
 from workers.events import Emit, Log
@@ -35,6 +37,9 @@ def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
     """Refuse students that cannot take the pictures or the batches: known now, and cheaper than after the inference."""
     size = output_size(job.views.augmentation, train.height, train.width)
     rows = job.training.batch_size // job.training.accumulate
+    if job.training.drop_last and not job.evaluate:
+        held = 0 if job.validation is None else len(holdout_rows(train.labels_N, job.validation, train.class_names))
+        check_full_batch(train.samples - held, job.training.batch_size)
     for student in job.students:
         check_image_side(student.name, min(size))
         check_batch_size(student.name, rows)

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from workers.config.full_batch import check_full_batch
 from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
-from workers.errors import InvalidJob
 from workers.objective.statistics import SharedTeacherTerms
 
 
@@ -168,12 +168,9 @@ def count_steps(samples: int, batch_size: int, *, drop_last: bool = False) -> in
     Raises:
         InvalidJob: that leaves none.
     """
+    if drop_last:
+        check_full_batch(samples, batch_size)
     full, rest = divmod(samples, batch_size)
-    if drop_last and full == 0:
-        raise InvalidJob(
-            f"training.drop_last leaves no batch: {samples} rows are trained on, and batch_size is {batch_size}: lower "
-            "it, or leave drop_last out"
-        )
     return full + (not drop_last and (rest > 1 or full == 0))
 
 

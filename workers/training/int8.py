@@ -19,7 +19,7 @@ from workers.errors import InvalidTeacher, OutOfMemory
 from workers.onnx.quantization import QuantizationFailed, quantize
 from workers.run_files import INT8, ONNX
 from workers.teacher.teacher import Teacher
-from workers.unlabelled import count_labelled
+from workers.unlabelled import count_labelled, labelled_rows
 
 # Activations of so many pictures are in memory at once, of every tensor of the graph while it is calibrated.
 _ROWS, _PIXELS = 64, 64 * 64
@@ -47,8 +47,9 @@ class Int8Inputs:
 def leave_int8(folder: Path, options: Int8, inputs: Int8Inputs) -> dict[str, object]:
     """Quantise ``folder/student.onnx``; leave ``student.int8.onnx`` beside it unless it loses too much.
 
-    The float and the int8 file run side by side on pictures of each split, evenly spread where it has more than 10,000,
-    by ONNX Runtime on this CPU. A run whose int8 student is refused does not fail.
+    The float and the int8 file run side by side on pictures of each split, those with labels if it has any, evenly
+    spread where there are more than 10,000, by ONNX Runtime on this CPU. A run whose int8 student is refused does not
+    fail.
 
     Returns:
         The part of result.json: ``kept``; ``refused``, why it is not, or None; ``max_drop``, ``calibration_pictures``;
@@ -97,13 +98,20 @@ def calibration_rows(samples: int, wanted: int) -> NDArray[np.int64]:
 
 
 def _compare(folder: Path, dataset: Dataset, inputs: Int8Inputs) -> dict[str, float]:
-    """Accuracy of the float and the int8 file on a split, or on many rows of it, and how often they agree."""
+    """Accuracy of both files on the labelled rows of a split, or many of them, and how often they agree.
+
+    Where no row has a label, they are any rows, and there is no accuracy.
+    """
     float_, int8 = (
         Teacher(folder / name, inputs.preprocessing, "logits", threads=inputs.threads, device="cpu")
         for name in (ONNX, INT8)
     )
     right = right_float = agreeing = seen = 0
-    rows_N = calibration_rows(dataset.samples, _MEASURED_ROWS)
+    # Evenly spread rows may all be without a label where few have one.
+    candidates_N = labelled_rows(dataset.labels_N)
+    if len(candidates_N) == 0:
+        candidates_N = np.arange(dataset.samples)
+    rows_N = candidates_N[calibration_rows(len(candidates_N), _MEASURED_ROWS)]
     labels_N = np.asarray(dataset.labels_N)[rows_N]
     for images in _pictures(dataset, rows_N, inputs):
         labels_B = labels_N[seen : seen + len(images)]

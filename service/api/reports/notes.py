@@ -85,8 +85,15 @@ def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[SeedGroup]) -> It
         own, other = by_id[group.key[0]], by_id[group.baseline.key[0]]
         unlike = [part for part in ("training", "views") if own.plan.get(part) != other.plan.get(part)]
         unlike += ["teacher"] if own.teacher["sha256"] != other.teacher["sha256"] else []
+        unlike += ["first weights"] if _first_weights(own, group.key[1]) != _first_weights(other, group.key[1]) else []
         rest = f", which differs in {listed(unlike)}" if unlike else ""
         yield f"difference of {group.name} of {own.id} is to {group.baseline.key[2]} of {other.id}{rest}"
+
+
+def _first_weights(job: JobRecord, student: str) -> str | None:
+    """SHA-256 of the weights that a student begins with; None where they are drawn at random."""
+    named = [each for each in job.plan["students"] if each["name"] == student]
+    return next((each["init"]["sha256"] for each in named if isinstance(each.get("init"), dict)), None)
 
 
 def _of_differences(groups: Sequence[SeedGroup], shown: Sequence[ReportGroup]) -> Iterator[str]:

@@ -52,8 +52,8 @@ def report_row(run: ReportedRun) -> ReportRow:
         nll_calibrated=test["nll_calibrated"],
         ece_calibrated=test["ece_calibrated"],
         views_seen=result.get("views_seen"),
-        validation_agreement=last.get("validation_agreement"),
-        validation_kl_to_teacher=last.get("validation_kl_to_teacher"),
+        validation_agreement=last.get(f"validation_{weights}agreement"),
+        validation_kl_to_teacher=last.get(f"validation_{weights}kl_to_teacher"),
     )
 
 

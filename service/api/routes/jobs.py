@@ -29,6 +29,7 @@ from service.api.schemas.runs import Run
 from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
 from service.db.job_search import JobOrder
+from service.estimates.caches import samples_of
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 
@@ -104,7 +105,7 @@ def create_job(
             note=request.note,
             webhook_url=None if request.webhook is None else str(request.webhook.url),
             teachers=teachers,
-            samples={str(split): count for split, count in checked.source.samples.items()},
+            samples=samples_of(checked.plan, checked.source),
         )
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"

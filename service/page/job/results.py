@@ -131,7 +131,7 @@ def columns_of(report: Document, split: str, chosen: Sequence[str]) -> list[dict
         columns.insert(5, column("kl", "KL(teacher || student)", align="right"))
     if any((group[split] or {}).get("samples") for group in report["groups"]):
         columns.insert(4, column("mcnemar", "McNemar, p of each seed"))
-    return [each for each in columns if each["name"] in ("name", *chosen)]
+    return [each for each in columns if each["name"] in ("name", "kl", *chosen)]
 
 
 def group_rows(report: Document, split: str) -> list[Document]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from nicegui import ui
 
+from service.client.kept_metrics import kept_top1
 from service.page.elements import column, table
 from service.page.job.health import sparkline
 from service.page.job.measures import RunCurve
@@ -66,7 +67,6 @@ def _rows(page: JobPage, found: Document) -> list[Document]:
 def run_row(run: Document, curve: RunCurve | None, complaints: Mapping[str, str]) -> Document:
     """Row of a run's document, with its accuracy over epochs and what is wrong with it, where that is known."""
     metrics, progress, result = run["metrics"] or {}, run["progress"] or {}, run["result"] or {}
-    top1 = metrics.get("top1", metrics.get("validation_top1"))
     inside = f", {100 * progress['step'] // progress['steps']} % of the next" if progress.get("steps") else ""
     loss = progress.get("loss", metrics.get("train_loss"))
     problem = run["error"] or run["set_aside"] or {}
@@ -78,7 +78,7 @@ def run_row(run: Document, curve: RunCurve | None, complaints: Mapping[str, str]
         "name": run["name"],
         "state": run["state"],
         "epoch": f"{run['epoch']} of {run['epochs']}{inside}",
-        "top1": percent(top1),
+        "top1": percent(kept_top1(metrics, result)),
         "spark": sparkline(curve) if curve else "",
         "loss": NOTHING if loss is None else f"{loss:.3f}",
         "device": shortened((result.get("environment") or {}).get("device_name") or NOTHING, 40),

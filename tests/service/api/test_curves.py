@@ -99,3 +99,10 @@ def test_curves_of_very_many_epochs_are_thinned_evenly_with_the_first_and_the_la
     # A poll counts what is new alone.
     later = api.client.get(path, params={"after": whole["last_id"] - 2, "metric": "loss"}).json()
     assert (later["every"], [run["epoch"] for run in later["runs"]]) == (1, [[], [4, 5]])
+    # Packed events are counted, too.
+    for run in api.queries.runs(job["id"])[0]:
+        assert api.records.move_run(run.id, 1, State.FAILED)
+    assert api.records.move_job(job["id"], State.FAILED)
+    assert compact(api.context.database, job["id"]) > 0
+    packed = api.client.get(path, params={"after": 1, "metric": "loss"}).json()
+    assert (packed["every"], [run["epoch"] for run in packed["runs"]]) == (2, [[1, 2, 4, 6, 7], [1, 2, 4, 5]])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.db.models import JobRecord
 from tests.support.service_helpers import Api
 from workers.data.kinds.npz import NpzDataset
 from workers.data.prepare import prepare
@@ -83,3 +84,21 @@ def test_pictures_without_a_label_are_counted_and_listed(
     ]
     of_class = shared_api.client.get(f"/v1/datasets/{opened.fingerprint}/pictures", params={"class": 3}).json()
     assert [(row["row"], row["class_name"]) for row in of_class["data"]] == [(3, "3")]
+
+
+def test_job_is_stored_with_the_pictures_that_a_holdout_of_few_labels_takes(
+    shared_api: Api, unlabelled: dict[str, object]
+) -> None:
+    few = {**unlabelled, "path": "few.npz"}
+    job = shared_api.post_job(dataset=few, methods=["kd"], test=None, validation={"holdout": 0.2, "stratified": False})
+    assert shared_api.queries.get(JobRecord, job["id"]).samples == {"train": 40, "validation": 2}
+
+
+def test_job_whose_drop_last_leaves_no_batch_is_refused_while_the_client_waits(
+    shared_api: Api, unlabelled: dict[str, object]
+) -> None:
+    training = {"epochs": 1, "batch_size": 64, "drop_last": True}
+    body = shared_api.job_body(dataset=unlabelled, methods=["kd"], training=training)
+    refused = shared_api.client.post("/v1/jobs", json=body)
+    assert refused.status_code == 422
+    assert "40 rows are trained on, and batch_size is 64" in refused.json()["detail"]

@@ -187,3 +187,8 @@ def test_render_moment_has_its_zone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.undo()
         time.tzset()
     assert told == ["2026-11-29 16:05:00+01:00", "2026-07-01 17:05:00+02:00", ""]
+
+
+def test_job_view_has_the_top1_of_validation_where_test_has_no_labels(view: JobView) -> None:
+    view.apply(event("epoch", "run_0", epoch=1, epochs=4, metrics={"top1": None, "validation_top1": 0.5}))
+    assert view.runs["run_0"].top1 == 0.5

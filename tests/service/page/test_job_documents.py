@@ -16,7 +16,7 @@ from service.page.job.run_parts import log_line
 from service.page.job.runs import run_row
 from service.page.job.scatter import points_of
 from service.page.job.url_state import UrlState
-from service.page.job.words import duration, eta_words
+from service.page.job.words import duration, eta_words, percent
 from service.page.viewer import ViewerApi
 
 DIFFERENCE = {"mean": 0.012, "low": 0.009, "high": 0.0145, "n": 3}
@@ -139,12 +139,25 @@ def test_legend_of_a_few_lines_is_shown_whole_on_a_phone() -> None:
 
 
 def test_columns_of_results_are_those_that_are_chosen_beside_the_name() -> None:
-    report = {"confidence": 0.95, "baseline": "ce", "groups": [{"test": {"samples": None}}]}
+    report = {"confidence": 0.95, "baseline": "ce", "groups": [{"test": {"samples": None, "top1": {"mean": 0.5}}}]}
     assert [each["name"] for each in columns_of(report, "test", ["top1", "mcnemar"])] == ["name", "top1"]
     shown = [each["name"] for each in columns_of(report, "test", DEFAULTS["columns"].split(","))]
     assert shown == ["name", "top1", "difference", "agreement", "ece", "ece_calibrated", "worst"]
-    tested = {**report, "groups": [{"test": {"samples": [{"seed": 0, "p_value": 0.5}]}}]}
+    tested = {**report, "groups": [{"test": {"samples": [{"seed": 0, "p_value": 0.5}], "top1": {"mean": 0.5}}}]}
     assert [each["name"] for each in columns_of(tested, "test", ["mcnemar"])] == ["name", "mcnemar"]
+
+
+def test_columns_of_results_without_labels_have_the_kl_to_the_teacher_unasked() -> None:
+    report = {"confidence": 0.95, "baseline": None, "groups": [{"test": {"samples": None, "top1": None}}]}
+    assert [each["name"] for each in columns_of(report, "test", ["agreement"])] == ["name", "agreement", "kl"]
+
+
+def test_run_row_has_the_top1_of_the_weights_that_leave_and_of_validation_where_test_has_no_labels() -> None:
+    run: dict[str, Any] = dict.fromkeys(("error", "progress", "result", "set_aside", "waits_for"))
+    run |= {"id": "run_1", "name": "n", "state": "running", "epoch": 9, "epochs": 9, "attempt": 1}
+    run["metrics"] = {"top1": None, "validation_top1": 0.5, "validation_ema_top1": 0.6}
+    assert run_row(run, None, {})["top1"] == percent(0.5)
+    assert run_row({**run, "result": {"weights": "ema"}}, None, {})["top1"] == percent(0.6)
 
 
 def test_first_epoch_is_looked_for_more_often_until_it_has_ended() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.page.job_form import seeds_error, seeds_of
+from service.page.job_form import seeds_error, seeds_of, students_of
 from service.page.number_field import number_error
 
 
@@ -31,6 +31,13 @@ def test_seeds_that_cannot_be_read_are_an_error_and_not_dropped(text: str | None
 )
 def test_number_beyond_its_bounds_is_an_error_and_none_is_none(value: float | None, message: str | None) -> None:
     assert number_error(value, {"type": "integer", "minimum": 1, "maximum": 10}) == message
+
+
+def test_students_keep_their_first_weights_when_another_is_added_or_removed() -> None:
+    begun = {"name": "cnn_s", "init": {"run": "run_1"}}
+    given = ["resnet8", begun]
+    assert students_of(["cnn_s", "cnn_m"], given) == [begun, "cnn_m"]
+    assert students_of(["resnet8"], given) == ["resnet8"]
 
 
 def test_number_has_to_be_within_bounds_that_are_exclusive() -> None:

@@ -183,6 +183,15 @@ def test_methods_are_compared_by_the_weights_that_leave() -> None:
     np.testing.assert_allclose(np.asarray(ax.lines[0].get_xdata()), [100 * data.runs[0].metrics[1]["top1"]])
 
 
+def test_methods_are_compared_by_averaged_weights_where_those_leave() -> None:
+    data = make_job(methods=("kd",), seeds=1, epochs=1, classes=3)
+    data.runs[0].result["weights"] = "ema"
+    data.runs[0].metrics[0].update({"ema_top1": 0.25, "validation_ema_top1": 0.75})
+    drawn = figures(draw_methods(data))
+    shown = [np.asarray(drawn[name].axes[0].lines[0].get_xdata()) for name in ("methods-test", "methods-validation")]
+    np.testing.assert_allclose(shown, [[25.0], [75.0]])
+
+
 def test_confusion_is_summed_over_seeds_and_shares_are_of_each_label() -> None:
     data = make_job(methods=("kd",), seeds=2, epochs=1, classes=3)
     matrix = np.array([[6, 2, 0], [0, 4, 0], [0, 0, 0]])

@@ -133,10 +133,12 @@ def test_statistics_over_logits_are_kept_beside_the_cache_until_they_are_damaged
             # Another temperature is another file.
             with pytest.raises(TypeError):
                 read_cache_statistics(reader, [CacheStatistic("confident_classes", 2.0)])
-        for damaged in ("{", "{}", text.replace("0.", "0.1", 1)):
+        of_other_chunks = text.replace(reader.commits_sha256, "0" * 64)
+        assert of_other_chunks != text
+        for damaged in ("{", "{}", text.replace("0.", "0.1", 1), of_other_chunks):
             kept_path(reader, LUD[0]).write_text(damaged)
             assert np.array_equal(read_cache_statistics(reader, LUD)[LUD[0]], found[LUD[0]])
-            assert kept_path(reader, LUD[0]).read_text() == text
+            assert kept_path(reader, LUD[0]).read_text() == text, damaged
 
 
 @pytest.mark.parametrize(("signals", "expected"), [("SS", Stopped), ("PS", Paused), ("S-", None)])

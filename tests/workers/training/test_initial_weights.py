@@ -1,6 +1,7 @@
 """First weights of a run: an earlier run's, or a file's; checked before the teacher is run, taken once, and said."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from workers.config.initial_weights import FileWeights, InitialWeights, RunWeigh
 from workers.config.job import JobSpec, StudentSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Ema, Training
+from workers.config.weights_file import find_weights
 from workers.errors import InvalidJob, Stopped
 from workers.events import Event, Log, ignore, never
 from workers.files import file_sha256
@@ -145,6 +147,22 @@ def test_weights_that_are_not_the_jobs_any_more_are_warned_of_and_refused_by_the
     assert re.search(message, warning.message)
     with pytest.raises(InvalidJob, match=message):
         train_run(task_of(digits, init, tmp_path), ignore, never)
+
+
+def test_config_of_a_folder_of_weights_is_a_file_below_the_data_root(
+    digits: Digits, weights_file: str, tmp_path: Path
+) -> None:
+    config = digits.folders.data_root / "begun/config.json"
+    outside = config.rename(tmp_path / "config.json")
+    config.symlink_to(outside)
+    with pytest.raises(InvalidJob, match="leads out of the data root"):
+        find_weights(FileWeights(weights="begun"), "cnn_s", digits.folders)
+    config.unlink()
+    # Opening it would wait for a writer for ever.
+    os.mkfifo(config)
+    with pytest.raises(InvalidJob, match=r"has no config\.json"):
+        find_weights(FileWeights(weights="begun"), "cnn_s", digits.folders)
+    config.unlink()
 
 
 def test_weights_that_nobody_has_seen_are_refused_before_the_teacher_is_run(digits: Digits) -> None:

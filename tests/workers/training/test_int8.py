@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,19 @@ def test_leave_int8_measures_both_files_on_every_picture(digits: Digits, folder:
         "rows": len(labels),
     }
     assert told["validation"]["rows"] == len(digits.train.labels_N)  # type: ignore[index]  # JSON
+
+
+def test_leave_int8_measures_labelled_pictures_where_few_are(
+    digits: Digits, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "_MEASURED_ROWS", 4)
+    labels_N = np.full(len(digits.train.labels_N), -1)
+    labels_N[1:3] = digits.train.labels_N[1:3]
+    given = inputs(digits)
+    few = replace(given, splits={"validation": replace(digits.train, labels_N=labels_N)})
+    told = leave_int8(folder, Int8(max_drop=1.0), few)
+    assert told["validation"]["rows"] == 2  # type: ignore[index]  # JSON
+    assert "top1_float" in told["validation"]  # type: ignore[operator]  # JSON
 
 
 def test_leave_int8_refuses_one_that_loses_more_than_max_drop(

@@ -15,9 +15,11 @@ from tests.workers.training.test_loop_groups import assert_same_run, handle
 from workers.config.job import JobSpec
 from workers.config.task import TrainingTask
 from workers.config.training import CosineSchedule, Ema, OneCycleSchedule, RmsProp, Sgd, Training
+from workers.data.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import ignore, never
 from workers.students.build import build_student
+from workers.teacher.plan_checks import check_students
 from workers.training import ema as averages
 from workers.training import loop
 from workers.training.batches import LoadedBatch, count_steps
@@ -332,6 +334,16 @@ def test_drop_last_leaves_the_smaller_batch_out() -> None:
     assert [count_steps(samples, 64, drop_last=True) for samples in (64, 66, 128)] == [1, 1, 2]
     with pytest.raises(InvalidJob, match="10 rows are trained on, and batch_size is 64"):
         count_steps(10, 64, drop_last=True)
+
+
+def test_drop_last_without_a_full_batch_is_refused_before_the_teacher_is_run(digits: Digits) -> None:
+    rows = digits.train.samples
+    training = SMALL.model_copy(update={"drop_last": True, "batch_size": rows})
+    job = digits.job("kd", training=training)
+    check_students(job, digits.train, ignore)
+    held = job.model_copy(update={"validation": Holdout(holdout=0.1)})
+    with pytest.raises(InvalidJob, match=f"rows are trained on, and batch_size is {rows}"):
+        check_students(held, digits.train, ignore)
 
 
 def torchvision_rates(network: nn.Module) -> list[float]:

@@ -53,6 +53,15 @@ def test_comparison_names_the_job_of_a_baseline_and_what_else_differs(shared_api
     assert f" to {both}".replace("_", "\\_") in text
 
 
+def test_comparison_names_first_weights_that_differ(shared_api: Api) -> None:
+    both = post_results(shared_api, SEEDS)
+    (shared_api.settings.data_root / "begun.safetensors").write_bytes(b"weights")
+    begun = {"name": "cnn_s", "init": {"weights": "begun.safetensors"}}
+    other = post_results(shared_api, {("kd", 0): result(0.6)}, students=[begun])
+    notes = compare(shared_api, both, other)["notes"]
+    assert f"difference of cnn_s kd of {other} is to ce of {both}, which differs in first weights" in notes
+
+
 def test_comparison_refuses_other_data_unless_somebody_insists(shared_api: Api) -> None:
     digits = post_results(shared_api, {("ce", 0): result(0.5)})
     other = post_results(shared_api, {("kd", 0): result(0.6)})

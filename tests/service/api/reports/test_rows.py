@@ -15,6 +15,10 @@ LINE = {
     "nll": 2.5,
     "validation_top1": 0.7,
     "validation_ema_top1": 0.8,
+    "validation_agreement": 0.7,
+    "validation_ema_agreement": 0.8,
+    "validation_kl_to_teacher": 2.5,
+    "validation_ema_kl_to_teacher": 1.5,
 }
 
 
@@ -24,6 +28,7 @@ def test_report_row_is_of_the_weights_that_leave(weights: str, last: float, best
     run = ReportedRun("run_1", "job_1", "cnn_s", "kd", {}, 0, State.SUCCEEDED, LINE, result)
     row = report_row(run)
     assert (row.accuracy_last, row.accuracy_best, row.nll) == (last, best, nll)
+    assert (row.validation_agreement, row.validation_kl_to_teacher) == (best, nll)
 
 
 def test_axis_of_an_averages_metric_has_its_unit() -> None:
