@@ -28,7 +28,7 @@ _DEPTH_MAX = 3
 # Of a pattern with braces, all together.
 _NAMES_MAX = 100_000
 # Of patterns with wildcards, each against each name; to compile a pattern takes as long as to try it on some 1,000.
-_MATCHES_MAX, _COMPILED_AS = 2_000_000, 1000
+_MATCHES_MAX, _COMPILED_AS = 500_000, 1000
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 # As Hugging Face numbers the files of a split.
