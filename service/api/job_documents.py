@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from service.api.routes.runs import eta_of
-from service.api.schemas.jobs import Inference, Job, JobProgress, JobSummary, JobTeacher, TeacherForwards
+from service.api.schemas.job_teachers import JobTeacher
+from service.api.schemas.jobs import Inference, Job, JobProgress, JobSummary, TeacherForwards
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.webhooks import WebhookDelivery
 from service.db.api_queries import ApiQueries

@@ -80,11 +80,11 @@ def combine_rows(
     z_MBC: Float64 = np.stack(rows).astype(np.float64)
     shares_MB1 = _shares(rows, weights, combination, first)
     if combination.space == "logits":
-        return (shares_MB1 * z_MBC).sum(axis=0).astype(np.float32)
+        return np.asarray((shares_MB1 * z_MBC).sum(axis=0), np.float32)
     # A teacher of share 0 adds nothing: log(0) is -inf, which logaddexp takes.
     with np.errstate(divide="ignore"):
         log_p_MBC = np.log(shares_MB1) + _log_softmax(z_MBC)
-    return np.logaddexp.reduce(log_p_MBC, axis=0).astype(np.float32)
+    return np.asarray(np.logaddexp.reduce(log_p_MBC, axis=0), np.float32)
 
 
 def _log_softmax(z_MBC: Float64) -> Float64:
