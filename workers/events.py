@@ -141,6 +141,15 @@ def ignore(event: _Event) -> None:
     """An ``Emit`` for callers that do not listen."""
 
 
+def with_prefix(prefix: str, emit: Emit) -> Emit:
+    """An ``Emit`` that puts ``prefix`` before every sentence for a person."""
+
+    def prefixed(event: _Event) -> None:
+        emit(Log(level=event.level, message=prefix + event.message) if isinstance(event, Log) else event)
+
+    return prefixed
+
+
 def never() -> bool:
     """A ``ShouldStop`` for work that nobody will stop."""
     return False

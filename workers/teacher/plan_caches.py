@@ -28,7 +28,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
 from workers.data.row_digests import overlap_warnings
-from workers.events import Emit, Log, ShouldStop, Split, Stage
+from workers.events import Emit, ShouldStop, Split, Stage, with_prefix
 from workers.teacher.cache_plan import (
     CachePlan,
     EncodingCheck,
@@ -84,7 +84,7 @@ def plan_caches(
             teacher,
             train,
             folders,
-            emit=_naming(teacher.name, emit) if job.teachers else emit,
+            emit=with_prefix(f"teacher {teacher.name!r}: ", emit) if job.teachers else emit,
             run_preflight=functools.partial(
                 run_recorded_preflight, threads=threads, device=device, should_stop=should_stop, forwards_in=forwards_in
             ),
@@ -167,13 +167,6 @@ def _members(job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, 
             teacher=each.teacher, weight=given.weight, name=given.name, caches=cache_specs(alone, each.known, facts)
         )
         for each, given in zip(examined, job.teachers, strict=True)
-    )
-
-
-def _naming(name: str, emit: Emit) -> Emit:
-    """Emit what is said of one of several teachers with its name before it."""
-    return lambda event: emit(
-        event.model_copy(update={"message": f"teacher {name!r}: {event.message}"}) if isinstance(event, Log) else event
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from pydantic import ValidationError
 
@@ -35,9 +36,9 @@ A_BC = np.array([[4.0, 1.0, 0.0], [0.0, 0.5, 1.0]], np.float32)
 B_BC = np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]], np.float32)
 
 
-def softmax(z_BC: np.ndarray) -> np.ndarray:
-    e_BC = np.exp(z_BC.astype(np.float64))
-    return e_BC / e_BC.sum(axis=1, keepdims=True)
+def softmax(z_BC: NDArray[np.float32]) -> NDArray[np.float64]:
+    e_BC: NDArray[np.float64] = np.exp(z_BC.astype(np.float64))
+    return np.asarray(e_BC / e_BC.sum(axis=1, keepdims=True))
 
 
 def test_combine_rows_takes_the_weighted_mean_of_logits_or_of_probabilities() -> None:
@@ -117,6 +118,7 @@ def both(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Both:
 
 def test_a_job_of_several_teachers_has_a_cache_of_their_combined_rows(both: Both) -> None:
     digits = both.digits
+    assert digits.plan.test_cache is not None
     plan, forwards = both.build(both.job("kd"))
     first, second = plan.members
     # The first teacher's caches are those of a job of its own; the second one is run on as many rows, and tried before.
