@@ -4,13 +4,14 @@
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nicegui import ui
 from nicegui.elements.mixins.validation_element import ValidationElement
 
 from service.page.elements import more_note, set_props
+from service.page.job_students import students_of
 from service.page.number_field import Schema, number_field
 from service.page.schema_form import SchemaForm, resolve, variants
 from service.page.texts import count
@@ -73,12 +74,6 @@ def seeds_error(text: str | None) -> str | None:
     if found and min(found) >= 0:
         return None
     return f"{(text or '')[:40]!r} is not whole numbers from 0, separated by commas, like {_SEEDS}"
-
-
-def students_of(names: Sequence[str], given: Sequence[Any]) -> list[Any]:
-    """Students by these names: as they were given (with first weights, say), or the bare name."""
-    described = {each["name"]: each for each in given if isinstance(each, Mapping)}
-    return [described.get(name, name) for name in names]
 
 
 class JobForm:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.page.job_form import seeds_error, seeds_of, students_of
+from service.page.job_form import seeds_error, seeds_of
+from service.page.job_students import students_of
 from service.page.number_field import number_error
 
 
