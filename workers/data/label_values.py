@@ -47,7 +47,7 @@ class Classes:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is ``said``, and a sentence where labels in the file are not 0..C-1."""
+        """Sentences of ``said``, and one where labels in the file are not 0..C-1."""
         if self.are_numbered:
             return self.said
         pairs = [f"{value} is class {label}" for label, value in enumerate(self.values_C[:10].tolist())]

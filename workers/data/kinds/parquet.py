@@ -166,7 +166,7 @@ class ParquetDataset(EncodedPictures):
             )
         noted = next(iter(names), None)
         notes = () if self.label else _passed_over(found, every, labelled)
-        return image, LabelColumn(labelled, label or "label", self.class_names or noted, found.folder, notes)
+        return image, LabelColumn(labelled, label or "label", self.class_names or noted, path=found.folder, notes=notes)
 
 
 def _passed_over(
