@@ -139,7 +139,7 @@ def _expanded(pattern: str, path: str) -> Iterator[str]:
 
 
 def _count(inner: str, path: str) -> int:
-    """Number of texts that the inner part of braces stands for."""
+    """Count the texts that the inner part of braces stands for."""
     numbers = _RANGE.fullmatch(inner)
     if numbers is None:
         return inner.count(",") + 1
