@@ -124,7 +124,7 @@ def test_job_with_labels_for_some_rows_learns_from_both(digits: Digits, tmp_path
 
 def test_supervised_model_is_refused_without_labels_before_it_is_trained(digits: Digits, tmp_path: Path) -> None:
     written(digits, tmp_path / "digits.npz", np.asarray(digits.train.labels_N), test_labels=False)
-    dataset, places = NpzDataset(path="digits.npz"), {"data_root": tmp_path, "work_dir": tmp_path / "data"}
+    dataset, work, out = NpzDataset(path="digits.npz"), tmp_path / "data", tmp_path / "out"
     with pytest.raises(InvalidDataset, match="no picture of the test split has a label"):
-        train_supervised(dataset, "cnn_s", SMALL, **places, out_dir=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+        train_supervised(dataset, "cnn_s", SMALL, data_root=tmp_path, work_dir=work, out_dir=out)
+    assert not out.exists()
