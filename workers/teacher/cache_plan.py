@@ -158,7 +158,7 @@ class CachePlan(Spec):
             origin=Origin(
                 job=job.of_run(run),
                 teacher=TeacherIdentity(
-                    **_identity(self.teacher),
+                    **_identity(self.teacher) | ({} if self.members else {"sha256": self.train_cache.teacher_sha256}),
                     name=self.members[0].name if self.members else job.teacher_name,
                 ),
                 teachers=tuple(
