@@ -33,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 import torch
+from pydantic import JsonValue
 
 from store import CacheSpec, CacheWriter
 from store.documents import BlockRecord
@@ -139,7 +140,12 @@ class ForgetfulWriter(CacheWriter):
     """Takes blocks and keeps none."""
 
     def write_block(
-        self, block: int, logits_NC: npt.NDArray[np.float32], labels_N: npt.NDArray[np.integer] | None = None
+        self,
+        block: int,
+        logits_NC: npt.NDArray[np.float32],
+        labels_N: npt.NDArray[np.integer] | None = None,
+        *,
+        origin: Mapping[str, JsonValue] | None = None,
     ) -> BlockRecord:
         return BlockRecord(rows=len(logits_NC), files={})
 
