@@ -11,8 +11,6 @@ Top-1 is of the last epoch on a labelled test split.
 
 import argparse
 import sys
-import tarfile
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -21,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tests.benchmarks.bench import Options, show, write
-from tests.benchmarks.views import CLASSES, PICTURES, told
+from tests.benchmarks.views import CLASSES, PICTURES, first_pictures, told, write_picture
 from tests.conftest import SHARED
 from workers.config.job import JobSpec, StudentSpec
 from workers.config.task import Folders
@@ -94,29 +92,17 @@ def cases(sizes: Sizes) -> tuple[Case, ...]:
 
 def unpack(folder: Path, sizes: Sizes) -> None:
     """Write the first pictures of each class of both splits as three datasets."""
-    wanted = {"train": sizes.pictures // CLASSES, "test": sizes.test_pictures // CLASSES}
-    written: Counter[Path] = Counter()
-    with tarfile.open(PICTURES) as archive:
-        for member in archive:
-            place = Path(member.name).parent
-            split = place.parts[0] if place.parts else ""
-            if not member.name.endswith(".jpg") or written[place] >= wanted.get(split, 0):
-                continue
-            file = archive.extractfile(member)
-            assert file is not None
-            content = file.read()
-            unnamed = Path("train") / f"{place.name}-{Path(member.name).name}"
-            if split == "test":
-                targets = [Path(name) / member.name for name in ("labelled", "plain", "mixed")]
-            elif written[place] < sizes.labels:
-                copies = [Path("labelled") / place / f"{copy}-{unnamed.name}" for copy in range(COPIES)]
-                targets = [*copies, Path("mixed") / member.name, Path("plain") / unnamed]
-            else:
-                targets = [Path("plain") / unnamed, Path("mixed/train") / UNLABELLED / unnamed.name]
-            for target in targets:
-                (folder / target).parent.mkdir(parents=True, exist_ok=True)
-                (folder / target).write_bytes(content)
-            written[place] += 1
+    for name, number, content in first_pictures(sizes.pictures, sizes.test_pictures):
+        unnamed = Path("train") / f"{name.parent.name}-{name.name}"
+        if name.parts[0] == "test":
+            targets = [Path(dataset) / name for dataset in ("labelled", "plain", "mixed")]
+        elif number < sizes.labels:
+            copies = [Path("labelled") / name.parent / f"{copy}-{unnamed.name}" for copy in range(COPIES)]
+            targets = [*copies, Path("mixed") / name, Path("plain") / unnamed]
+        else:
+            targets = [Path("plain") / unnamed, Path("mixed/train") / UNLABELLED / unnamed.name]
+        for target in targets:
+            write_picture(folder / target, content)
 
 
 def train(folder: Path, sizes: Sizes, case: Case, threads: int) -> list[float]:

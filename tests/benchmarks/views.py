@@ -12,6 +12,7 @@ import math
 import sys
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -60,20 +61,31 @@ class Sizes:
         return "fresh" if views >= self.epochs else str(views)
 
 
-def unpack(folder: Path, sizes: Sizes) -> None:
-    """Write the first pictures of each class of both splits."""
-    wanted = {"train": sizes.pictures // CLASSES, "test": sizes.test_pictures // CLASSES}
-    written: Counter[Path] = Counter()
+def first_pictures(pictures: int, test_pictures: int) -> Iterator[tuple[Path, int, bytes]]:
+    """Name (``SPLIT/CLASS/FILE``), number in its class from 0, and content of the first pictures of each class."""
+    wanted = {"train": pictures // CLASSES, "test": test_pictures // CLASSES}
+    found: Counter[Path] = Counter()
     with tarfile.open(PICTURES) as archive:
         for member in archive:
-            place = Path(member.name).parent
-            if not member.name.endswith(".jpg") or written[place] >= wanted.get(place.parts[0], 0):
+            name = Path(member.name)
+            if name.suffix != ".jpg" or found[name.parent] >= wanted.get(name.parts[0], 0):
                 continue
             file = archive.extractfile(member)
             assert file is not None
-            written[place] += 1
-            (folder / place).mkdir(parents=True, exist_ok=True)
-            (folder / member.name).write_bytes(file.read())
+            yield name, found[name.parent], file.read()
+            found[name.parent] += 1
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Write a picture, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def unpack(folder: Path, sizes: Sizes) -> None:
+    """Write the first pictures of each class of both splits."""
+    for name, _, content in first_pictures(sizes.pictures, sizes.test_pictures):
+        write_picture(folder / name, content)
 
 
 def train(folder: Path, sizes: Sizes, views: int, threads: int) -> dict[str, list[float]]:
