@@ -10,7 +10,6 @@ from pathlib import Path
 
 from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
-from service.api.schemas.labels import NAMES_MAX, LabelsPreview
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.job_teachers import ChosenTeacher
 from service.db.models import TeacherRecord
@@ -23,7 +22,7 @@ from workers.config.combination import check_count
 from workers.config.dataset import DatasetSpec
 from workers.config.full_batch import check_full_batch
 from workers.config.job import Plan
-from workers.config.labels import check_labels, class_warnings, label_warnings
+from workers.config.labels import check_labels
 from workers.config.teacher import TeacherReading
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
@@ -35,7 +34,6 @@ from workers.onnx.teacher_graph import class_count
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 from workers.teacher.class_columns import ClassColumns, match_classes
-from workers.unlabelled import numbered
 
 
 @dataclass(frozen=True)
@@ -227,20 +225,6 @@ def _inspected_names(
     path: Path, output: str, values: tuple[tuple[str, Scalar], ...], *, timeout_s: float
 ) -> tuple[str, ...] | None:
     return inspect_in_subprocess(path, output, timeout_s, dict(values)).class_names
-
-
-def labels_of(plan: Plan, teacher: TeacherRecord, source: Source) -> tuple[LabelsPreview, list[str]]:
-    """Labels and classes of a job as a dry run shows them, and sentences about labels that are missing."""
-    classes, labelled = classes_of(teacher), source.labelled_samples
-    names = source.class_names or (numbered(classes or 0) if not source.classes else None)
-    shown = LabelsPreview(
-        labelled={str(split): count for split, count in labelled.items()},
-        classes=source.classes or classes or 0,
-        class_names=None if names is None else list(names[:NAMES_MAX]),
-        named_by="dataset" if source.classes else "teacher",
-    )
-    warnings = label_warnings(plan, source.samples, labelled)
-    return shown, [*warnings, *class_warnings(source.classes, classes)]
 
 
 def student_size(plan: Plan) -> Size | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from service.api.job_checks import CheckedJob, CheckedTeacher, labels_of, picture_size, student_size
+from service.api.job_checks import CheckedJob, CheckedTeacher, classes_of, picture_size, student_size
 from service.api.schemas.costs import Cost
 from service.api.schemas.jobs import (
     CLASSES_SHOWN,
@@ -13,10 +13,16 @@ from service.api.schemas.jobs import (
     PlannedTeacher,
     ViewSizes,
 )
+from service.api.schemas.labels import NAMES_MAX, LabelsPreview
 from service.db.job_posting import evaluation_run
 from service.db.job_teachers import ChosenTeacher
+from service.db.models import TeacherRecord
 from workers.config.dataset import thumbnail_warnings
+from workers.config.job import Plan
+from workers.config.labels import class_warnings, label_warnings
 from workers.config.teacher import Preprocessing
+from workers.data.kinds.base import Source
+from workers.unlabelled import numbered
 
 
 def preview_of(checked: CheckedJob, warnings: Sequence[str], cost: Cost) -> JobPreview:
@@ -31,7 +37,7 @@ def preview_of(checked: CheckedJob, warnings: Sequence[str], cost: Cost) -> JobP
         planned = [PlannedRun(**evaluation_run(chosen))]
     sizes = [Preprocessing.model_validate(each.record.preprocessing).size for each in chosen]
     thumbnails = [warning for size in dict.fromkeys(sizes) for warning in thumbnail_warnings(plan.dataset, size)]
-    labels, of_labels = labels_of(plan, teacher, checked.source)
+    labels, of_labels = _labels(plan, teacher, checked.source)
     return JobPreview(
         teacher=teacher.id,
         teachers=[
@@ -68,3 +74,17 @@ def _planned_classes(teacher: CheckedTeacher, names: Sequence[str] | None) -> Pl
         ][:CLASSES_SHOWN],
         note=matched.note,
     )
+
+
+def _labels(plan: Plan, teacher: TeacherRecord, source: Source) -> tuple[LabelsPreview, list[str]]:
+    """Labels and classes of a job as a dry run shows them, and sentences about labels that are missing."""
+    classes, labelled = classes_of(teacher), source.labelled_samples
+    names = source.class_names or (numbered(classes or 0) if not source.classes else None)
+    shown = LabelsPreview(
+        labelled={str(split): count for split, count in labelled.items()},
+        classes=source.classes or classes or 0,
+        class_names=None if names is None else list(names[:NAMES_MAX]),
+        named_by="dataset" if source.classes else "teacher",
+    )
+    warnings = label_warnings(plan, source.samples, labelled)
+    return shown, [*warnings, *class_warnings(source.classes, classes)]
