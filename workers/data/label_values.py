@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from workers.errors import InvalidDataset
 from workers.texts import listed, shortened
+from workers.unlabelled import NO_LABEL
 
 if TYPE_CHECKING:
     from workers.events import Split
@@ -69,13 +70,13 @@ class Classes:
         if self.are_numbered:
             return labels
         places = np.minimum(np.searchsorted(self.values_C, labels), len(self.values_C) - 1)
-        unknown = labels[(self.values_C[places] != labels) & (labels != -1)]
+        unknown = labels[(self.values_C[places] != labels) & (labels != NO_LABEL)]
         if len(unknown):
             raise InvalidDataset(
                 f"{where} holds the label {unknown[0]}, which no training picture has: those are "
                 f"{listed(map(str, self.values_C.tolist()))}"
             )
-        return np.where(labels == -1, -1, places)
+        return np.where(labels == NO_LABEL, NO_LABEL, places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,9 +163,9 @@ def trained_values(found: "Mapping[Split, Values]", names: Sequence[str] | None,
         InvalidDataset: too many classes.
     """
     trained = found.get("train")
-    if trained is not None and -1 not in trained:
+    if trained is not None and NO_LABEL not in trained:
         return trained
-    largest = max((int(values[-1]) for values in found.values()), default=-1)
+    largest = max((int(values[-1]) for values in found.values()), default=NO_LABEL)
     check_number(largest + 1, where)
     return np.arange(largest + 1 if names is None else len(names), dtype=np.int64)
 
@@ -198,7 +199,7 @@ def trained_names(found: "Mapping[Split, Collection[str | None]]") -> set[str]:
 
 def all_labelled(labels_N: Values, where: object) -> Values:
     """The labels, or InvalidDataset if one of them is -1, which stands for none."""
-    missing = int((labels_N == -1).sum())
+    missing = int((labels_N == NO_LABEL).sum())
     if missing:
         raise InvalidDataset(f"{where} holds the label -1, of no class, {missing} times: leave these rows out")
     return labels_N

@@ -30,7 +30,7 @@ from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
 from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
 from workers.errors import InvalidDataset
 from workers.texts import shortened
-from workers.unlabelled import count_classes
+from workers.unlabelled import NO_LABEL, count_classes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +142,7 @@ class LabelColumn:
                         f"{table.path}: the column {self.column!r} of type {piece.type} cannot be read as {wanted}, as "
                         f"that of {self._first.path} is: {shortened(error)}"
                     ) from error
-                yield (values if wanted == pa.string() else values.fill_null(-1)).to_numpy(zero_copy_only=False)
+                yield (values if wanted == pa.string() else values.fill_null(NO_LABEL)).to_numpy(zero_copy_only=False)
 
 
 class ImageColumn:
