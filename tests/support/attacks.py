@@ -320,10 +320,10 @@ def _other_classes() -> bytes:
     )
 
 
-def _zip() -> bytes:
+def _zip(name: str, size: int) -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("model.onnx", bytes(1 << 20))
+        archive.writestr(name, bytes(size))
     return packed.getvalue()
 
 
@@ -404,7 +404,13 @@ ATTACKS: dict[str, Attack] = {
     "a name with a NUL in it": Attack(lambda: _input_called(b"\0mages"), "not printable UTF-8"),
     "a PNG picture": Attack(lambda: b"\x89PNG\r\n\x1a\n" + bytes(64), "a PNG picture"),
     "a pickle": Attack(lambda: pickle.dumps({"a": 1}, protocol=4), "a Python pickle"),
-    "a zip archive": Attack(_zip, "a zip archive"),
+    "a zip archive of no model": Attack(
+        lambda: _zip("model.onnx", 1 << 20), "'model.onnx' of a zip archive: not an ONNX"
+    ),
+    "a zip archive of pictures": Attack(lambda: _zip("picture.png", 1 << 20), "a zip archive with no .onnx file"),
+    "a zip archive that grows to 512 MiB": Attack(
+        lambda: _zip("model.onnx", 512 << 20), "more than the .* bytes allowed"
+    ),
     "a program": Attack(lambda: b"\x7fELF" + bytes(64), "a program"),
     "an empty file": Attack(lambda: b"", "it is empty"),
     **{

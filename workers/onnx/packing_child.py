@@ -126,7 +126,10 @@ def _from_members(kind: str, sizes: dict[str, int], open_member: Callable[[str],
             kept[location] = read(beside[location])
         return memoryview(kept[location])
 
-    return _packed(read(models[0]), file_of, bytes_max, is_sent=False)
+    try:
+        return _packed(read(models[0]), file_of, bytes_max, is_sent=False)
+    except InvalidTeacher as error:
+        raise InvalidTeacher(f"{short(models[0])!r} of {kind} archive: {error}") from error
 
 
 def _packed(content: bytes, file_of: Callable[[str], memoryview], bytes_max: int, *, is_sent: bool) -> bytes:

@@ -39,15 +39,26 @@ def _curve(run: RunCurve) -> Mapping[int, float]:
     return next((run.values[name] for name in HEALTH_METRICS if run.values.get(name)), {})
 
 
-def _medians(runs: list[RunCurve]) -> dict[int, float]:
-    """Median over runs of the accuracy in those epochs that some live run is at."""
-    curves = [_curve(run) for run in runs]
-    wanted = {max(curve) for run, curve in zip(runs, curves, strict=True) if curve and is_live(run.state)}
-    by_epoch = {epoch: [curve[epoch] for curve in curves if epoch in curve] for epoch in wanted}
-    return {epoch: statistics.median(found) for epoch, found in by_epoch.items() if len(found) > _OTHERS_MIN}
+def _medians(runs: list[RunCurve]) -> dict[str, tuple[int, float]]:
+    """Epoch in which a live run is compared, and the median accuracy of the runs that have it, by the run's id.
+
+    That is its last one that others have got to: a run that learns nothing may well be the fastest.
+    """
+    curves = {run.id: _curve(run) for run in runs}
+    ends = sorted((max(curve) for curve in curves.values() if curve), reverse=True)
+    if len(ends) <= _OTHERS_MIN:
+        return {}
+    wanted = {
+        run.id: max((epoch for epoch in curves[run.id] if epoch <= ends[_OTHERS_MIN]), default=0)
+        for run in runs
+        if is_live(run.state)
+    }
+    values = {epoch: [curve[epoch] for curve in curves.values() if epoch in curve] for epoch in set(wanted.values())}
+    medians = {epoch: statistics.median(found) for epoch, found in values.items() if len(found) > _OTHERS_MIN}
+    return {run_id: (epoch, medians[epoch]) for run_id, epoch in wanted.items() if epoch in medians}
 
 
-def _of_accuracy(run: RunCurve, medians: Mapping[int, float]) -> str:
+def _of_accuracy(run: RunCurve, medians: Mapping[str, tuple[int, float]]) -> str:
     curve = _curve(run)
     if not curve:
         return ""
@@ -55,10 +66,10 @@ def _of_accuracy(run: RunCurve, medians: Mapping[int, float]) -> str:
     now, best = curve[epoch], max(curve.values())
     if now < _PART * best:
         return f"diverging: top-1 fell from {100 * best:.1f} % to {100 * now:.1f} % in epoch {epoch}"
-    if now < _PART * medians.get(epoch, 0.0):
-        return (
-            f"far behind: top-1 {100 * now:.1f} % in epoch {epoch}, half of the runs have {100 * medians[epoch]:.1f} %"
-        )
+    compared, median = medians.get(run.id, (0, 0.0))
+    if now < _PART * median:
+        theirs = f"{100 * median:.1f} %" if compared == epoch else f"{100 * median:.1f} % in epoch {compared}"
+        return f"far behind: top-1 {100 * now:.1f} % in epoch {epoch}, half of the runs have {theirs}"
     return ""
 
 

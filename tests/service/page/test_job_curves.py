@@ -106,6 +106,12 @@ def test_complaints_name_runs_that_fell_are_far_behind_failed_or_were_lost() -> 
     assert found.keys() == {"fell", "behind", "failed", "lost"}
 
 
+def test_a_run_ahead_of_the_others_is_compared_where_they_are() -> None:
+    slow = [curve(f"slow {number}", [0.3, 0.6]) for number in range(3)]
+    found = complaints([*slow, curve("nothing", [0.1] * 5), curve("late", [0.1, 0.1, 0.5]), curve("fast", [0.3, 0.9])])
+    assert found == {"nothing": "far behind: top-1 10.0 % in epoch 5, half of the runs have 60.0 % in epoch 2"}
+
+
 def test_sparkline_shows_the_whole_course() -> None:
     rising = sparkline(curve("run", [number / 100 for number in range(100)]))
     assert (rising[0], rising[-1], len(rising)) == ("▁", "█", 16)
