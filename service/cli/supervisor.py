@@ -10,6 +10,7 @@ left in its group after the grace period are killed. Times are seconds.
 
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 from workers import signals
@@ -35,6 +37,10 @@ GAVE_UP = os.EX_UNAVAILABLE
 _REST_S = 15.0
 _OPTIONAL_REST_S = 60.0
 UNTIL_STDIN_CLOSES = "--until-stdin-closes"
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+# Ray's processes have those below.
+_PORT_MIN = 20_000
+_PORT_TRIES = 64
 
 
 def command(*arguments: str) -> list[str]:
@@ -43,11 +49,25 @@ def command(*arguments: str) -> list[str]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a TCP port on which nothing listens at this moment."""
+    """Find a TCP port on which nothing listens at this moment.
+
+    It is none that the kernel gives to outgoing connections, if that can be had: one of those would keep a server
+    from starting again on its port.
+    """
+    with suppress(OSError, ValueError):
+        first, _last = map(int, _EPHEMERAL_PORTS.read_text().split())
+        for port in random.SystemRandom().sample(range(_PORT_MIN, first), _PORT_TRIES):
+            with suppress(OSError):
+                return _bound(host, port)
+    return _bound(host, 0)
+
+
+def _bound(host: str, port: int) -> int:
+    """Number of a port that can be bound; 0 lets the kernel choose one. Raises OSError."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind((host, port))
+        bound: int = probe.getsockname()[1]
+        return bound
 
 
 def end_with_stdin() -> None:

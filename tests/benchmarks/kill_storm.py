@@ -57,6 +57,8 @@ VICTIMS = {
 ORPHANS_S = 90.0
 GRACE_S = 60.0
 ANSWER_S = 120.0
+# Of the stream, which counts events: none is told while API and engine are killed in turns, and each rests up to 15 s.
+EVENT_S = 600.0
 METHODS = ("kd", "dtkd", "rld")
 SEEDS = (0, 1)
 # How long to wait until a kill is got over; the longest one is timed, the others are followed by the next kill anyway.
@@ -176,7 +178,7 @@ class Storm:
 
         def listen() -> None:
             with Client(self._service.url, timeout_s=60) as client:
-                for event in client.events(job_id, patience_s=ANSWER_S):
+                for event in client.events(job_id, patience_s=EVENT_S):
                     told.append(event)
                     progress.hear(event)
 

@@ -314,3 +314,10 @@ def test_serve_refuses_a_taken_port_before_anything_starts(tmp_path: Path) -> No
     assert f"port {port}" in done.stderr
     assert "--port" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_free_port_is_none_that_outgoing_connections_get() -> None:
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    ports = {free_port() for _ in range(20)}
+    assert not any(first <= port <= last for port in ports)
+    assert len(ports) > 15
