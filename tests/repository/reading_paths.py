@@ -84,7 +84,7 @@ JOB = (
     "workers.training.setting:new_run_state",
     "workers.training.run:RunState.__init__",
     "workers.training.run:RunState.resume",
-    "workers.training.evaluate:evaluate_splits",
+    "workers.training.run:RunState.evaluate",
     "workers.training.run:RunState.end_epoch",
     "workers.training.run:RunState.save",
     "workers.training.result:leave",
