@@ -21,7 +21,7 @@ from workers.training.batch_counters import BatchCounters
 from workers.training.checkpoint import checkpoint_identity, load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
-from workers.training.ema import Ema
+from workers.training.ema import MovingAverage
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.evaluate import measure_split, name_of
 from workers.training.evaluation_feed import EvaluationFeed
@@ -96,7 +96,7 @@ class RunState:
         # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
-        self.ema = None if self.training.ema is None else Ema(network, self.training.ema.decay)
+        self.ema = None if self.training.ema is None else MovingAverage(network, self.training.ema.decay)
         self.precision, self.precision_reason = choose_precision(
             self.training.precision,
             device,
