@@ -21,7 +21,7 @@ from store.statistics import Float32
 
 
 @dataclass(frozen=True)
-class EncodedRows:
+class LossyRows:
     """Encoded rows by array: those with several values a row are ``mapped``, those with one ``loaded``, [V, N]."""
 
     spec: CacheSpec

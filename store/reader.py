@@ -31,7 +31,7 @@ from store.chunk_map import ChunkRows, map_chunks
 from store.errors import CacheNotFound, InvalidArgument, ReaderClosed, RowOutOfRange
 from store.identity import check_completion, check_identity, describe_absence
 from store.locks import CacheLease
-from store.lossy_rows import EncodedRows, load_block
+from store.lossy_rows import LossyRows, load_block
 from store.memory_limit import memory_bytes
 from store.read_ahead import ReadAhead
 from store.spec import CacheSpec
@@ -94,10 +94,10 @@ class CacheReader:
         }
         self._chunks = self._mapped["logits"]
         #: None where rows are stored as they are handed out: nothing is decoded then.
-        self._encoded: EncodedRows | None = None
+        self._encoded: LossyRows | None = None
         if self.spec.is_lossy:
             single = [name for name in self.spec.logit_arrays if name not in self._mapped]
-            self._encoded = EncodedRows(self.spec, self._mapped, {name: self._load_statistic(name) for name in single})
+            self._encoded = LossyRows(self.spec, self._mapped, {name: self._load_statistic(name) for name in single})
         self._view_bytes = self.spec.samples * self.spec.stored_row_bytes
         #: A view's logits take more than half of the memory there is: see ``store.read_ahead``.
         self.exceeds_memory = 2 * self._view_bytes > memory_bytes()

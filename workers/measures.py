@@ -109,6 +109,17 @@ class Measured:
             ]
         return cls(rows, labelled, **of_labels, agreement=agreement, kl=kl, reliability=reliability)
 
+    def figures(self, *, has_teacher: bool) -> dict[str, float | None]:
+        """The figures of an epoch's line of metrics, by name; those against a teacher are None without one."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "nll": self.nll,
+            "ece": self.ece,
+            "agreement": self.agreement if has_teacher else None,
+            "kl_to_teacher": self.kl if has_teacher else None,
+        }
+
 
 def measure(logits_NC: Tensor, labels_N: Tensor, temperature: float = 1.0) -> Measured:
     """Measure logits [N, C] at hand, divided by a temperature, in blocks of rows, without a teacher."""

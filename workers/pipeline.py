@@ -23,6 +23,7 @@ from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.training import Training
 from workers.config.views import Views
+from workers.data.prepare import prepare_splits
 from workers.errors import InvalidDataset, InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method
@@ -30,7 +31,7 @@ from workers.run_files import ARTIFACTS
 from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches, reserve_caches
 from workers.teacher.forwards import forwards_avoided, forwards_needed
-from workers.teacher.plan_caches import plan_caches, prepare_data
+from workers.teacher.plan_caches import plan_caches
 from workers.text_files import read_text
 from workers.texts import listed, printable
 from workers.training.loop import train_group, train_run
@@ -145,10 +146,10 @@ def train_supervised(
         out_dir: receives ``artifacts/student.onnx`` and the other files of a run.
 
     Raises:
-        InvalidDataset: as ``prepare_data``, or a split has no labels.
+        InvalidDataset: as ``prepare_splits``, or a split has no labels.
     """
     folders = Folders(data_dir=work_dir, data_root=data_root)
-    data = prepare_data(dataset, folders, emit, should_stop)
+    data = prepare_splits(dataset, ("train", "test"), data_root, folders.datasets, emit=emit, should_stop=should_stop)
     unlabelled = [split for split, found in data.items() if not count_labelled(found.labels_N)]
     if unlabelled:
         raise InvalidDataset(

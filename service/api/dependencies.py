@@ -17,7 +17,7 @@ from service.api.schemas.base import Page
 from service.db.api_keys import KeyRing, Keys
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.version import DatabaseVersion
@@ -65,7 +65,7 @@ class Context:
     records: EngineQueries
     queries: ApiQueries
     job_control: JobControl
-    deletion: Deletion
+    deletion: Deleter
     catalog: Catalog
     keys: Keys
     ring: KeyRing
@@ -102,7 +102,7 @@ class Context:
             records=EngineQueries(database),
             queries=queries,
             job_control=JobControl(database),
-            deletion=Deletion(database, settings),
+            deletion=Deleter(database, settings),
             catalog=Catalog(settings.caches_dir),
             keys=keys,
             ring=KeyRing(keys, file_digest, is_local=is_loopback(settings.host)),

@@ -45,7 +45,7 @@ EVENTS_AT_ONCE = 20_000
 _NAMED_MAX = 3
 
 
-class Deletion:
+class Deleter:
     """Deletes for clients and for retention, in any process of the service.
 
     Args:

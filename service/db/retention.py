@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
-from service.db.deletion import Deletion, decoded_in_use
+from service.db.deletion import Deleter, decoded_in_use
 from service.db.first_weights import first_weights_in_use
 from service.db.models import EventRecord, JobRecord, RunRecord, utc_now
 from service.db.packed_events import compact
@@ -116,7 +116,7 @@ class Retention:
         deletion: deletes.
     """
 
-    def __init__(self, settings: Settings, deletion: Deletion) -> None:
+    def __init__(self, settings: Settings, deletion: Deleter) -> None:
         self._settings = settings
         self._deletion = deletion
         self._database = deletion.database

@@ -7,7 +7,7 @@ from contextlib import suppress
 import structlog
 from sqlalchemy import select
 
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
 from service.db.retention import Limits, Retention
@@ -32,7 +32,7 @@ class Housekeeper:
 
     def __init__(self, settings: Settings, queries: EngineQueries, period_s: float = PERIOD_S) -> None:
         self._settings, self._queries = settings, queries
-        self._deletion = Deletion(queries.database, settings)
+        self._deletion = Deleter(queries.database, settings)
         self._retention = Retention(settings, self._deletion)
         self._period_s = period_s
         self._closed = threading.Event()

@@ -3,7 +3,7 @@
 from nicegui import ui
 
 from service.page.elements import attempt, confirm, notify_problem
-from service.page.viewer import Problem, ViewerApi
+from service.page.viewer import ApiProblem, ViewerApi
 from service.units import size
 
 
@@ -18,7 +18,7 @@ async def ask_and_delete(api: ViewerApi, path: str, what: str, *, also: str, lea
     """
     try:
         found = await api.get(f"{path}/deletion")
-    except Problem as problem:
+    except ApiProblem as problem:
         notify_problem(problem)
         return
     if found["refused"]:

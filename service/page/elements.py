@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nicegui import ui
 
 from service.page.paths import LOGIN_PATH
-from service.page.viewer import LIST_MAX, Problem
+from service.page.viewer import LIST_MAX, ApiProblem
 
 # Of states: colour-blind-safe colour (Okabe and Ito), and an icon that says the same without colour.
 STATES: Mapping[str, tuple[str, str]] = {
@@ -39,7 +39,7 @@ def set_props(element: ui.element, **props: object) -> None:
     element.update()
 
 
-def problem_card(problem: Problem) -> None:
+def problem_card(problem: ApiProblem) -> None:
     """Show a problem of the API: title, detail, fields that are wrong."""
     with ui.element("section").classes("problem").props("role=alert"):
         ui.label(str(problem.document.get("title") or f"HTTP {problem.status}")).classes("problem-title")
@@ -48,7 +48,7 @@ def problem_card(problem: Problem) -> None:
             ui.label(f"{field.get('pointer', '')}: {field.get('detail', '')}")
 
 
-def notify_problem(problem: Problem) -> None:
+def notify_problem(problem: ApiProblem) -> None:
     """Show a problem of an action for a while; one of a missing or revoked key leads to the log-in."""
     if problem.status == _UNAUTHORIZED:
         ui.navigate.to(LOGIN_PATH)
@@ -63,7 +63,7 @@ async def attempt(action: Awaitable[Any], done: str = "") -> bool:
     """Run an action of the viewer; say that it is done, or why not. Returns whether it is done."""
     try:
         await action
-    except Problem as problem:
+    except ApiProblem as problem:
         notify_problem(problem)
         return False
     if done:
@@ -78,7 +78,7 @@ def poll(interval_s: float, update: Callable[[], Awaitable[None]]) -> ui.timer:
     async def update_once() -> None:
         try:
             await update()
-        except Problem as problem:
+        except ApiProblem as problem:
             if str(problem) not in shown:
                 shown[:] = [str(problem)]
                 notify_problem(problem)
@@ -105,7 +105,7 @@ class Newest:
         mine = self._begun
         try:
             found = await reading
-        except Problem:
+        except ApiProblem:
             if mine == self._begun:
                 raise
             return None

@@ -6,7 +6,7 @@ A view is a coroutine that builds its elements; its other parameters are those o
     async def caches(api: ViewerApi, q: str = "") -> None:
         ...
 
-A ``Problem`` that it raises is shown in its place; one of a missing or revoked key leads to the log-in.
+An ``ApiProblem`` that it raises is shown in its place; one of a missing or revoked key leads to the log-in.
 """
 
 import functools
@@ -22,7 +22,7 @@ from nicegui import ui
 
 from service.page.elements import problem_card
 from service.page.paths import LOGOUT_PATH, SESSION_KEY, THEME_COOKIE, THEME_PATH, login_url
-from service.page.viewer import NOT_FOUND, Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, ApiProblem, ViewerApi
 
 ASSETS = Path(__file__).parent / "assets"
 FAVICON = ASSETS / "favicon.svg"
@@ -61,7 +61,7 @@ def view(path: str, title: str) -> Callable[[_View], _View]:
             with _frame(request, title):
                 try:
                     await build(api, **values)
-                except Problem as problem:
+                except ApiProblem as problem:
                     if problem.status == _UNAUTHORIZED:
                         return RedirectResponse(login_url(request), 303)
                     if problem.status == NOT_FOUND:
@@ -69,7 +69,9 @@ def view(path: str, title: str) -> Callable[[_View], _View]:
                     problem_card(problem)
                 except Exception:
                     log.exception("view cannot be built", path=path)
-                    problem_card(Problem(500, {"title": "Internal error", "detail": "the log of the service says why"}))
+                    problem_card(
+                        ApiProblem(500, {"title": "Internal error", "detail": "the log of the service says why"})
+                    )
             return None
 
         functools.update_wrapper(answer, build)

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Form, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 
 from service.page.paths import LOGIN_PATH, LOGOUT_PATH, SESSION_KEY, THEME_COOKIE, THEME_PATH
-from service.page.viewer import Problem, ViewerApi
+from service.page.viewer import ApiProblem, ViewerApi
 
 _DOCUMENT = (Path(__file__).parent / "assets" / "login.html").read_text()
 _KEY_MAX_CHARS = 512
@@ -45,7 +45,7 @@ async def log_in(request: Request, key: Annotated[str, Form()] = "", next: Annot
     request.session[SESSION_KEY] = key.strip()
     try:
         await ViewerApi(request).get("/v1/jobs", {"limit": 1})
-    except Problem as problem:
+    except ApiProblem as problem:
         del request.session[SESSION_KEY]
         return _form(next, str(problem), problem.status)
     except UnicodeEncodeError:

@@ -29,7 +29,7 @@ _PAGE = 100
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 
 
-class Problem(Exception):
+class ApiProblem(Exception):
     """Problem document with which the API has answered.
 
     Args:
@@ -82,7 +82,7 @@ class ViewerApi:
         """Send a request with these query parameters, but for None and empty ones, and this JSON.
 
         Raises:
-            Problem: the API has refused it.
+            ApiProblem: the API has refused it.
         """
         given = {name: value for name, value in (params or {}).items() if value not in (None, "")}
         # Parameters that are empty, rather than absent, would replace the query of a path.
@@ -91,21 +91,23 @@ class ViewerApi:
             # In a task, and so in a context of its own: the application binds the ids of a request to its log lines.
             response = await asyncio.create_task(sent)
         except httpx2.InvalidURL as error:
-            raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{path[:80]!r} is no path: {error}"}) from error
+            raise ApiProblem(
+                NOT_FOUND, {"title": "Not found", "detail": f"{path[:80]!r} is no path: {error}"}
+            ) from error
         if response.is_error:
             try:
                 document = response.json()
             except ValueError:
                 document = {"title": response.reason_phrase}
-            raise Problem(response.status_code, document)
+            raise ApiProblem(response.status_code, document)
         return response
 
     async def get(self, path: str, params: Params | None = None) -> Document:
-        """Document at a path. Raises Problem."""
+        """Document at a path. Raises ApiProblem."""
         return await self._document("GET", path, params)
 
     async def list(self, path: str, params: Params | None = None) -> tuple[list[Document], bool]:
-        """All items of a list, page by page, up to ``LIST_MAX``, and whether there are more. Raises Problem."""
+        """All items of a list, page by page, up to ``LIST_MAX``, and whether there are more. Raises ApiProblem."""
         found: list[Document] = []
         after, has_more = "", True
         while has_more and len(found) < LIST_MAX:
@@ -115,19 +117,19 @@ class ViewerApi:
         return found, has_more
 
     async def post(self, path: str, body: object = None, params: Params | None = None) -> Document:
-        """Answer to a POST, empty where it has none. Raises Problem."""
+        """Answer to a POST, empty where it has none. Raises ApiProblem."""
         return await self._document("POST", path, params, body)
 
     async def patch(self, path: str, body: object) -> Document:
-        """Answer to a PATCH. Raises Problem."""
+        """Answer to a PATCH. Raises ApiProblem."""
         return await self._document("PATCH", path, None, body)
 
     async def put(self, path: str, body: object = None) -> Document:
-        """Answer to a PUT, empty where it has none. Raises Problem."""
+        """Answer to a PUT, empty where it has none. Raises ApiProblem."""
         return await self._document("PUT", path, None, body)
 
     async def delete(self, path: str, params: Params | None = None) -> Document:
-        """Answer to a DELETE, empty where it has none. Raises Problem."""
+        """Answer to a DELETE, empty where it has none. Raises ApiProblem."""
         return await self._document("DELETE", path, params)
 
     async def _document(self, method: str, path: str, params: Params | None, body: object = None) -> Document:
@@ -143,10 +145,10 @@ def resource(kind: str, id: str) -> str:
         kind: as in paths, such as ``jobs``.
 
     Raises:
-        Problem: it is no id.
+        ApiProblem: it is no id.
     """
     if _ID.fullmatch(id) is None:
-        raise Problem(NOT_FOUND, {"title": "Not found", "detail": f"{id[:80]!r} is no id: open one from /{kind}"})
+        raise ApiProblem(NOT_FOUND, {"title": "Not found", "detail": f"{id[:80]!r} is no id: open one from /{kind}"})
     return f"/v1/{kind}/{id}"
 
 

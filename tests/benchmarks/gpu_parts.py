@@ -310,7 +310,7 @@ def _synchronisations(order: TrainingTask) -> Counter[str]:
 
     try:
         # An event reads the sums; it comes once in two seconds, and not with every step.
-        with warnings.catch_warnings(record=True) as caught, patch("workers.training.run._STEP_EVENT_SECONDS", inf):
+        with warnings.catch_warnings(record=True) as caught, patch("workers.training.step_reports.INTERVAL_S", inf):
             warnings.simplefilter("always")
             list(loop.train_group([train_steps(order, before_step)]))
     finally:
@@ -361,7 +361,7 @@ def resident(bench: Bench) -> Findings:
 
 END_BARS_S = {"evaluate": 0.15, "save": 0.05, "leave": 3.0}
 TIMED: dict[str, tuple[object, str]] = {
-    "evaluate": (loop, "evaluate_splits"),
+    "evaluate": (RunState, "evaluate"),
     "save": (RunState, "save"),
     "leave": (loop, "leave"),
 }

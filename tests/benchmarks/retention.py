@@ -19,7 +19,7 @@ from sqlalchemy import func, select, update
 
 from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, utc_now
 from service.db.retention import DAY_S, Limits, Retention
@@ -53,7 +53,7 @@ class Day:
     def __init__(self, settings: Settings, database: Database, epochs: int, seed: int) -> None:
         self.settings, self.database = settings, database
         self.api_queries, self.records = ApiQueries(database), EngineQueries(database)
-        self.deletion = Deletion(database, settings)
+        self.deletion = Deleter(database, settings)
         self.retention = Retention(settings, self.deletion)
         self._epochs = epochs
         self._random = random.Random(seed)

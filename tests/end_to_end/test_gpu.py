@@ -232,7 +232,7 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
 
     monkeypatch.setattr("workers.training.group.explain_not_finite", explain)
     # An event reads the flag, too.
-    monkeypatch.setattr("workers.training.run._STEP_EVENT_SECONDS", inf)
+    monkeypatch.setattr("workers.training.step_reports.INTERVAL_S", inf)
     with pytest.raises(
         NotFinite, match=rf"epoch 1, step {bad_step(seed) + 1}, .*\(sample {row} of the training split\)"
     ):

@@ -27,7 +27,7 @@ from workers.errors import Stopped
 from workers.events import Epoch, ignore
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
-from workers.training import loop
+from workers.training import loop, step_reports
 from workers.training import run as training_run
 from workers.training.run_handle import RunHandle
 
@@ -94,7 +94,7 @@ def measure(orders: Sequence[TrainingTask]) -> Steps:
     handles = [RunHandle(orders[0], window.emit, window)]
     handles += [RunHandle(order, ignore, lambda: window.is_over) for order in orders[1:]]
     # An event in the midst of the window would read from the device, as it may.
-    silent = patch.object(training_run, "_STEP_EVENT_SECONDS", 1e9)
+    silent = patch.object(step_reports, "INTERVAL_S", 1e9)
     with silent, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ended = [how for _, how in loop.train_group(handles)]
@@ -210,7 +210,7 @@ def measure_epoch_end(preset: str) -> dict[str, dict[str, int]]:
     window = _Window()
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(loop, "evaluate_splits", counted("evaluation", loop.evaluate_splits)),
+        patch.object(training_run.RunState, "evaluate", counted("evaluation", training_run.RunState.evaluate)),
         patch.object(training_run.RunState, "save", counted("checkpoint", training_run.RunState.save)),
     ):
         base = write_data(Path(folder), 1, BATCH * STEPS_PER_EPOCH)

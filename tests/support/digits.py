@@ -17,13 +17,14 @@ from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import AdamW, CosineSchedule, Training
 from workers.config.views import CropFlip, Views
 from workers.data.kinds.digits import DigitsDataset
+from workers.data.prepare import prepare_splits
 from workers.data.prepared import Dataset
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import train_supervised
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
-from workers.teacher.plan_caches import plan_caches, prepare_data
+from workers.teacher.plan_caches import plan_caches
 from workers.teacher.teacher import Teacher
 
 SMALL = Training(epochs=2, batch_size=64, optimizer=AdamW(lr=3e-3), schedule=CosineSchedule())
@@ -99,7 +100,7 @@ def make_digits(root: Path) -> Digits:
     )
     plan = plan_caches(job, folders, ignore, never, threads=1, device="cpu")
     build_caches(plan, folders, ignore, never, threads=1, device="cpu")
-    data = prepare_data(DigitsDataset(), folders, ignore, never)
+    data = prepare_splits(DigitsDataset(), ("train", "test"), folders.data_root, folders.datasets)
     return Digits(folders, teacher, plan, VIEWS, data["train"], data["test"])
 
 
@@ -119,6 +120,6 @@ def copied_digits(shared: Path, root: Path) -> Digits:
     shutil.copytree(made, root, dirs_exist_ok=True)
     both = {name: text.replace(str(made), str(root)) for name, text in json.loads(described.read_text()).items()}
     folders = Folders(data_dir=root / "data", data_root=root)
-    data = prepare_data(DigitsDataset(), folders, ignore, never)
+    data = prepare_splits(DigitsDataset(), ("train", "test"), folders.data_root, folders.datasets)
     teacher, plan = TeacherSpec.model_validate_json(both["teacher"]), CachePlan.model_validate_json(both["plan"])
     return Digits(folders, teacher, plan, VIEWS, data["train"], data["test"])

@@ -32,7 +32,7 @@ class NamedReason(NamedTuple):
     reason: str
 
 
-class Report(NamedTuple):
+class BadPictureReport(NamedTuple):
     """Bad pictures of a split.
 
     Attributes:
@@ -59,7 +59,7 @@ class Report(NamedTuple):
 
 def write_report(
     pointer: Path, spec: DatasetKind, split: "Split", bad: Sequence[BadPicture], *, pictures: int, left_out: bool
-) -> Report | None:
+) -> BadPictureReport | None:
     """Write the report of a split, or remove that of an earlier decoding if no picture is bad.
 
     Args:
@@ -74,7 +74,7 @@ def write_report(
     if not bad:
         path.unlink(missing_ok=True)
         return None
-    report = Report(split, pictures, left_out=left_out, bad=len(bad), path=path)
+    report = BadPictureReport(split, pictures, left_out=left_out, bad=len(bad), path=path)
     described = {"spec": spec.content_description(), **report._asdict(), "path": None}
     with replacing(path, "a report of bad pictures") as file:
         for line in (described, *([each.name, each.reason] for each in bad)):
@@ -82,13 +82,13 @@ def write_report(
     return report
 
 
-def read_reports(work_dir: Path, spec: DatasetKind) -> list[Report]:
+def read_reports(work_dir: Path, spec: DatasetKind) -> list[BadPictureReport]:
     """Reports of the splits of a dataset that had bad pictures when they were decoded last."""
     found = {report.split: report for report in _reports(work_dir / SOURCES, spec)}
     return [found[split] for split in SPLITS if split in found]
 
 
-def log_report(report: Report, emit: Emit) -> None:
+def log_report(report: BadPictureReport, emit: Emit) -> None:
     """Log how many pictures are bad, and which: the first 1,000."""
     done = "were left out" if report.left_out else "cannot be used"
     counts = f"{report.bad:,} of {report.pictures:,} pictures of {report.split} are bad and {done}"
@@ -134,7 +134,7 @@ class Refusals:
         raise InvalidDataset("; ".join(dict.fromkeys(map(str, self._errors))) + advice) from self._errors[0]
 
 
-def _reports(folder: Path, spec: DatasetKind) -> Iterator[Report]:
+def _reports(folder: Path, spec: DatasetKind) -> Iterator[BadPictureReport]:
     """Reports of this description, the oldest first."""
     wanted = spec.content_description()
     found: list[tuple[int, Path, dict[str, Any]]] = []
@@ -144,4 +144,4 @@ def _reports(folder: Path, spec: DatasetKind) -> Iterator[Report]:
             found.append((path.stat().st_mtime_ns, path, json.loads(file.readline())))
     for _, path, described in sorted(found, key=lambda each: each[:2]):
         if described.pop("spec") == wanted:
-            yield Report(**{**described, "path": path})
+            yield BadPictureReport(**{**described, "path": path})

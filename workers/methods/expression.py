@@ -96,7 +96,7 @@ class Power:
 
 
 @dataclass(frozen=True)
-class Expression:
+class ParsedExpression:
     """A temperature expression that has been read; immutable, equal and hashed by its text.
 
     Attributes:

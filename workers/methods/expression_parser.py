@@ -1,4 +1,4 @@
-"""Parser of temperature expressions: from text such as ``clip(max / log(classes), 1, 16)`` to an ``Expression``.
+"""Parser of temperature expressions: from text such as ``clip(max / log(classes), 1, 16)`` to a ``ParsedExpression``.
 
 The text comes from strangers over HTTP; nothing of it is ever executed or compiled. It is read in three steps, and each
 refuses what it does not know:
@@ -22,9 +22,9 @@ from workers.methods.expression import (
     FUNCTIONS,
     NAMES,
     OPERATORS,
-    Expression,
     Node,
     Operation,
+    ParsedExpression,
     Power,
 )
 from workers.texts import nearest_name
@@ -51,7 +51,7 @@ _ONE_PARSER = threading.Lock()
 
 
 @functools.lru_cache(maxsize=256)  # a run evaluates its few texts at every step
-def parse(text: str) -> Expression:
+def parse(text: str) -> ParsedExpression:
     """Read an expression.
 
     Names, functions and operators are those of this module. ``**`` takes a number of at most ``MAX_EXPONENT``, with or
@@ -67,7 +67,7 @@ def parse(text: str) -> Expression:
     if isinstance(body, InvalidMethod):
         raise body
     reading = _Reading(text, start)
-    return Expression(text, reading.node(body, 1), frozenset(reading.names))
+    return ParsedExpression(text, reading.node(body, 1), frozenset(reading.names))
 
 
 def _grammar(text: str, start: int, end: int) -> ast.expr | InvalidMethod:

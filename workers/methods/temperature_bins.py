@@ -24,7 +24,7 @@ EDGES = np.exp2(LEAST_EXPONENT + np.arange(BINS + 1) / BINS_PER_OCTAVE)
 
 
 @dataclass(frozen=True)
-class Distribution:
+class TemperatureDistribution:
     """Temperatures of all samples that an epoch has trained on.
 
     Attributes:
@@ -71,8 +71,10 @@ def _quantiles(cells_X: NDArray[np.int64]) -> Sequence[float | None]:
     return found
 
 
-def count(values_N: NDArray[np.float32]) -> Distribution:
+def count(values_N: NDArray[np.float32]) -> TemperatureDistribution:
     """Count temperatures, one at least, in cells."""
     cell_N = np.searchsorted(EDGES.astype(np.float32), values_N, side="right")
     cells_X = np.bincount(cell_N, minlength=CELLS).astype(np.int64)
-    return Distribution(float(values_N.mean(dtype=np.float64)), float(values_N.std(dtype=np.float64)), cells_X)
+    return TemperatureDistribution(
+        float(values_N.mean(dtype=np.float64)), float(values_N.std(dtype=np.float64)), cells_X
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.objective.log_softmax import Context, left_out, masked_log_softmax
+from workers.objective.log_softmax import AutogradContext, left_out, masked_log_softmax
 
 
 def divergence(log_p: Tensor, log_q: Tensor, weight_C: Tensor | None = None) -> Tensor:
@@ -31,7 +31,7 @@ class _Divergence(torch.autograd.Function):
     """``divergence``: the derivatives are p (e^gap - 1) by log q and -p gap by log p, gap = log q - log p."""
 
     @staticmethod
-    def forward(ctx: Context, log_p: Tensor, log_q: Tensor, weight_C: Tensor | None) -> Tensor:
+    def forward(ctx: AutogradContext, log_p: Tensor, log_q: Tensor, weight_C: Tensor | None) -> Tensor:
         p, gap, excess = _parts(log_p, log_q)
         if weight_C is not None:
             p = p * weight_C
@@ -40,7 +40,7 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         p, gap, excess = ctx.saved_tensors
         given = gradient.unsqueeze(-1)
         return (
@@ -94,7 +94,7 @@ class _SplitDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, x_t_BC: Tensor, y_t_B: Tensor, x_s_BC: Tensor, y_s_B: Tensor, drop_BC: Tensor | None
+        ctx: AutogradContext, x_t_BC: Tensor, y_t_B: Tensor, x_s_BC: Tensor, y_s_B: Tensor, drop_BC: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         x_2BC, y_2B1 = torch.stack((x_t_BC, x_s_BC)), torch.stack((y_t_B, y_s_B)).unsqueeze(2)
         lowest = left_out(x_2BC)
@@ -114,7 +114,7 @@ class _SplitDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, for_binary_B: Tensor, for_among_B: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, for_binary_B: Tensor, for_among_B: Tensor) -> tuple[Tensor | None, ...]:
         p, gap, excess, rest_2BC, y_2B1, binary_B, among_B = ctx.saved_tensors
         for_binary_B1, for_among_B1 = for_binary_B.unsqueeze(1), for_among_B.unsqueeze(1)
         for_t_BC = for_s_BC = None
@@ -143,14 +143,14 @@ class _GramDistance(torch.autograd.Function):
     """``gram_distance``: the difference is symmetric, so its derivatives are 4 P (P'P - Q'Q) and the negative by Q."""
 
     @staticmethod
-    def forward(ctx: Context, p_RN: Tensor, q_RN: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, p_RN: Tensor, q_RN: Tensor) -> Tensor:
         apart_NN = p_RN.t() @ p_RN - q_RN.t() @ q_RN
         ctx.save_for_backward(p_RN, q_RN, apart_NN)
         return apart_NN.square().sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         p_RN, q_RN, apart_NN = ctx.saved_tensors
         slope_NN = apart_NN * (4.0 * gradient)
         return p_RN @ slope_NN if ctx.needs_input_grad[0] else None, -(q_RN @ slope_NN) if ctx.needs_input_grad[

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from workers.methods.losses import Kl
 from workers.methods.policies.base import Temperatures
-from workers.objective.log_softmax import Context
+from workers.objective.log_softmax import AutogradContext
 from workers.objective.results import LossPart, LossResult, SoftenedKl
 from workers.objective.statistics import Logits
 
@@ -42,7 +42,7 @@ def compute_divergences(student: Logits, teacher: Logits, wanted: Sequence[Softe
     return values
 
 
-class _TemperaturesContext(Context, Protocol):
+class _TemperaturesContext(AutogradContext, Protocol):
     numbers: list[float | None]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Context(Protocol):
+class AutogradContext(Protocol):
     """The part of autograd's context that functions with a derivative of their own use here."""
 
     saved_tensors: tuple[Tensor, ...]
@@ -44,14 +44,14 @@ class _Tempered(torch.autograd.Function):
     """x = z / tau, with dL/dtau = -sum_c dL/dz x."""
 
     @staticmethod
-    def forward(ctx: Context, z_BC: Tensor, tau_B1: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, z_BC: Tensor, tau_B1: Tensor) -> Tensor:
         x_BC = z_BC / tau_B1
         ctx.save_for_backward(x_BC, tau_B1)
         return x_BC
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x_BC, tau_B1 = ctx.saved_tensors
         for_z_BC = gradient / tau_B1
         return for_z_BC, -(for_z_BC * x_BC).sum(dim=1, keepdim=True)

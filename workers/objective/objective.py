@@ -33,7 +33,7 @@ from workers.methods.policies.expression import Expression
 from workers.methods.policies.usable import finite_if_usable
 from workers.objective.distillation import LOSSES
 from workers.objective.kl import compute_divergences
-from workers.objective.log_softmax import Context
+from workers.objective.log_softmax import AutogradContext
 from workers.objective.not_finite import explain_not_finite
 from workers.objective.results import LossResult, Objective, SoftenedKl, Summand, TermResult
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
@@ -265,7 +265,7 @@ def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float, la
     return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
 
 
-class _FactorsContext(Context, Protocol):
+class _FactorsContext(AutogradContext, Protocol):
     factors: Sequence[float]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.objective.log_softmax import Context
+from workers.objective.log_softmax import AutogradContext
 
 PIECE_ELEMENTS = 1 << 24
 """Comparisons held at once: 64 MiB in float32."""
@@ -65,7 +65,7 @@ def spearman(a_RN: Tensor, b_RN: Tensor) -> Tensor:
     return correlation(average_ranks(a_RN), average_ranks(b_RN))[0]
 
 
-class _AlongContext(Context, Protocol):
+class _AlongContext(AutogradContext, Protocol):
     dim: int
 
 
@@ -101,7 +101,7 @@ class _SoftRanks(torch.autograd.Function):
     """``soft_ranks`` without keeping [R, N, N]: the backward pass compares again."""
 
     @staticmethod
-    def forward(ctx: Context, x_RN: Tensor, width_R1: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, x_RN: Tensor, width_R1: Tensor) -> Tensor:
         width_R1 = torch.where(width_R1 > 0, width_R1, 1.0)
         ctx.save_for_backward(x_RN, width_R1)
         pieces = [_comparisons(x, e).sum(dim=2) + 0.5 for x, e in _pieces(x_RN, width_R1)]
@@ -109,7 +109,7 @@ class _SoftRanks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, grad_RN: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: AutogradContext, grad_RN: Tensor) -> tuple[Tensor, None]:
         # With s = sigmoid'((x_k - x_j)/e)/e, symmetric in k and j: dL/dx_k = sum_j s_kj (g_k - g_j).
         x_RN, width_R1 = ctx.saved_tensors
         pieces = []

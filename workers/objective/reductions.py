@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from workers.objective.log_softmax import Context
+from workers.objective.log_softmax import AutogradContext
 
 
 def maximum(z_BC: Tensor) -> Tensor:
@@ -35,14 +35,14 @@ class _Extreme(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Context, z_BC: Tensor, find: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(ctx: AutogradContext, z_BC: Tensor, find: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
         extreme_B1, places_B1 = find(z_BC, dim=1, keepdim=True)
         ctx.save_for_backward(z_BC, places_B1)
         return extreme_B1
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> tuple[Tensor, None]:
         z_BC, places_B1 = ctx.saved_tensors
         return torch.zeros_like(z_BC).scatter_(1, places_B1, gradient), None
 
@@ -57,7 +57,7 @@ class _StandardDeviation(torch.autograd.Function):
     """dstd/dz = (z - mean) / ((C - 1) std)."""
 
     @staticmethod
-    def forward(ctx: Context, z_BC: Tensor) -> Tensor:
+    def forward(ctx: AutogradContext, z_BC: Tensor) -> Tensor:
         if z_BC.is_cuda:
             std_B1, mean_B1 = torch.std_mean(z_BC, dim=1, keepdim=True)
         else:
@@ -71,7 +71,7 @@ class _StandardDeviation(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, gradient: Tensor) -> Tensor:
+    def backward(ctx: AutogradContext, gradient: Tensor) -> Tensor:
         z_BC, std_B1, mean_B1 = ctx.saved_tensors
         divisor_B1 = std_B1 * (z_BC.shape[1] - 1)
         return (z_BC - mean_B1) * (gradient / divisor_B1.masked_fill_(std_B1 == 0, torch.inf))

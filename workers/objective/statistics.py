@@ -16,7 +16,7 @@ from workers.methods.cache_statistics import CONFIDENCE, CacheStatistic
 from workers.methods.cache_values import compute_cache_statistics
 from workers.methods.policies.base import Temperatures
 from workers.methods.policies.learned import Learned
-from workers.objective.log_softmax import Context, one_hot, tempered
+from workers.objective.log_softmax import AutogradContext, one_hot, tempered
 from workers.objective.reductions import maximum, minimum, standard_deviation
 
 FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,14 +35,14 @@ class _WithSlope(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, student: Tensor, teacher: Tensor, weight: Tensor, by: Tensor, slope: Tensor
+        ctx: AutogradContext, student: Tensor, teacher: Tensor, weight: Tensor, by: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(student, teacher, slope)
         return student.view_as(student), teacher.view_as(teacher), weight.view_as(weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: AutogradContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher, slope = ctx.saved_tensors
         for_student, for_teacher, for_weight = gradients
         by = torch.addcmul(for_teacher - for_student, for_weight, student - teacher).mul_(slope)

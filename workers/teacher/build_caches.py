@@ -125,22 +125,8 @@ def missing_blocks(
         store.StoreError: blocks are missing or wrong; committed ones stay and are not inferred again.
         LossyCache: a method would learn something else from the training split's cache, see ``encoding_check``.
     """
-
-    def task(spec: CacheSpec, teacher: TeacherSpec) -> InferenceTask:
-        dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
-        return InferenceTask(
-            folders=folders,
-            teacher=teacher,
-            spec=spec,
-            threads=threads,
-            device=device,
-            batch_size=inference_batch(
-                teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation)
-            ),
-            forwards=forwards_in,
-        )
-
     emit(Stage(stage="inference"))
+    task = functools.partial(_task_of, folders=folders, threads=threads, device=device, forwards=forwards_in)
     judged_rows = 0
     if plan.guard is not None and not plan.members:
         judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
@@ -150,6 +136,29 @@ def missing_blocks(
             continue
         judged = judged_rows if build.spec == plan.train_cache else 0
         yield from _complete(task(build.spec, build.teacher), emit, should_stop, judged_rows=judged)
+
+
+def _task_of(
+    spec: CacheSpec,
+    teacher: TeacherSpec,
+    *,
+    folders: Folders,
+    threads: int,
+    device: Device,
+    forwards: Path | None,
+) -> InferenceTask:
+    """The task of inferring blocks of one cache, with a batch that suits the teacher and the data."""
+    dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
+    batch = inference_batch(teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation))
+    return InferenceTask(
+        folders=folders,
+        teacher=teacher,
+        spec=spec,
+        threads=threads,
+        device=device,
+        batch_size=batch,
+        forwards=forwards,
+    )
 
 
 def _complete(

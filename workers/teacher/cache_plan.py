@@ -155,16 +155,20 @@ class CachePlan(Spec):
             checkpoint_s=checkpoint_s,
             stage=stage,
             export=job.export,
-            origin=Origin(
-                job=job.of_run(run),
-                teacher=TeacherIdentity(
-                    **_identity(self.teacher) | ({} if self.members else {"sha256": self.train_cache.teacher_sha256}),
-                    name=self.members[0].name if self.members else job.teacher_name,
-                ),
-                teachers=tuple(
-                    MemberIdentity(**_identity(member.teacher), name=member.name, weight=member.weight)
-                    for member in self.members
-                ),
+            origin=self._origin_of(job, run),
+        )
+
+    def _origin_of(self, job: JobSpec, run: RunSpec) -> Origin:
+        """Job and teachers of a run, for its bundle."""
+        return Origin(
+            job=job.of_run(run),
+            teacher=TeacherIdentity(
+                **_identity(self.teacher) | ({} if self.members else {"sha256": self.train_cache.teacher_sha256}),
+                name=self.members[0].name if self.members else job.teacher_name,
+            ),
+            teachers=tuple(
+                MemberIdentity(**_identity(member.teacher), name=member.name, weight=member.weight)
+                for member in self.members
             ),
         )
 

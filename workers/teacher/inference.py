@@ -157,10 +157,7 @@ def infer_blocks(
         store.DiskFull: no room; committed blocks stay, the call can be repeated when there is some.
         store.StoreError, WorkerError: as the teacher and the writer raise them.
     """
-    if teacher.output_kind != writer.spec.output_kind:
-        raise ValueError(f"the cache holds {writer.spec.output_kind}, the teacher was made for {teacher.output_kind}")
-    if teacher.columns != writer.spec.columns:
-        raise ValueError(f"the cache holds columns {writer.spec.columns}, the teacher was made for {teacher.columns}")
+    _check_output(teacher, writer)
     if teacher.batch is not None:
         batch_size = teacher.batch * max(1, batch_size // teacher.batch)
     wanted = list(blocks)
@@ -193,6 +190,14 @@ def infer_blocks(
             progress.committed += committed.result().rows
         progress.report(at_end=True)
     return progress.inferred
+
+
+def _check_output(teacher: Teacher, writer: CacheWriter) -> None:
+    """Raise ValueError if the teacher gives other outputs than the cache holds."""
+    if teacher.output_kind != writer.spec.output_kind:
+        raise ValueError(f"the cache holds {writer.spec.output_kind}, the teacher was made for {teacher.output_kind}")
+    if teacher.columns != writer.spec.columns:
+        raise ValueError(f"the cache holds columns {writer.spec.columns}, the teacher was made for {teacher.columns}")
 
 
 @contextmanager

@@ -52,7 +52,7 @@ from workers.teacher.encoding_check import describe
 from workers.teacher.inference import open_teacher
 from workers.teacher.plan_checks import identify
 from workers.teacher.teacher import Teacher
-from workers.tools.parity_report import Comparison, LogitDifferences, ParityReport, Spread
+from workers.tools.parity_report import LogitDifferences, ParityComparison, ParityReport, Spread
 from workers.training.batches import TrainingBatch, student_preprocessing
 from workers.training.training_feed import TrainingFeed
 
@@ -263,8 +263,8 @@ class _Differences:
         apart_P = normalize(cached_P, dim=0) - normalize(live_P, dim=0)
         self.cosine.append(1.0 - float(apart_P.square().sum()) / 2)
 
-    def summary(self) -> Comparison:
-        return Comparison(
+    def summary(self) -> ParityComparison:
+        return ParityComparison(
             loss=Spread(median(self.loss), max(self.loss)),
             gradient=Spread(median(self.gradient), max(self.gradient)),
             cosine=Spread(median(self.cosine), min(self.cosine)),

@@ -23,7 +23,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ParityComparison:
     """Comparison of the cache with a live teacher, over the steps.
 
     Attributes:
@@ -96,12 +96,12 @@ class ParityReport:
     loss: float
     dtype: str
     provider: str
-    live: Comparison
-    rounded: Comparison | None
+    live: ParityComparison
+    rounded: ParityComparison | None
     logits: LogitDifferences
 
     @property
-    def judged(self) -> Comparison:
+    def judged(self) -> ParityComparison:
         """Comparison that has to stay within ``BOUND``."""
         return self.rounded or self.live
 

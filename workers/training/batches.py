@@ -135,7 +135,7 @@ class NotWanted(Exception):
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """Part of every batch that this process computes: part ``rank`` of ``ranks`` nearly equal ones."""
 
     rank: int = 0
@@ -146,7 +146,7 @@ class Share:
         return slice(rows * self.rank // self.ranks, rows * (self.rank + 1) // self.ranks)
 
 
-ALL = Share()
+ALL = BatchShare()
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 from workers.errors import PeerLost, first_line
-from workers.training.batches import Share
+from workers.training.batches import BatchShare
 
 _PATIENCE = timedelta(minutes=10)
 MEETING = "rendezvous"
@@ -56,7 +56,7 @@ class Replicas:
     """
 
     def __init__(self, rank: int, count: int, folder: Path, device: torch.device) -> None:
-        self.share = Share(rank, count)
+        self.share = BatchShare(rank, count)
         self.is_first = rank == 0
         self.count = count
         self._device = device

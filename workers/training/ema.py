@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Ema:
+class MovingAverage:
     """Moving average of a network's parameters and running statistics, on the network's device.
 
     As timm's ``ModelEmaV3``: it begins as the network is, and everything in float follows by ``lerp``. Counters are the

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.methods.temperature_bins import CELLS, Distribution
+from workers.methods.temperature_bins import CELLS, TemperatureDistribution
 from workers.objective.results import Objective
 from workers.training.temperatures import EpochTemperatures, NetworkTemperatures, bin_edges, count_cells, metrics_of
 
@@ -189,7 +189,7 @@ class EpochSums:
     ) -> EpochTemperatures:
         """Return the distributions of each network's temperatures, from the sums."""
         rows = max(self.rows, 1)
-        found = {kind: Distribution(constant, 0.0) for kind, constant in self._constants.items()}
+        found = {kind: TemperatureDistribution(constant, 0.0) for kind, constant in self._constants.items()}
         varying = [kind for kind in (*_SIDES, "paper") if f"{kind}{_VARIANCE}" in sums]
         for kind, cells_X in zip(varying, cells_RX, strict=True):
             mean_name = f"{kind}_temperature_mean"
@@ -197,7 +197,7 @@ class EpochSums:
             # Of all samples: the mean variance within batches, and the variance of their means.
             variance = (sums[f"{kind}{_VARIANCE}"] + squares[mean_name]) / rows - mean**2
             deviation = math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else variance
-            found[kind] = Distribution(mean, deviation, cells_X)
+            found[kind] = TemperatureDistribution(mean, deviation, cells_X)
         return {
             side: NetworkTemperatures(found[side], found.get("paper", found[side])) for side in _SIDES if side in found
         }

@@ -3,8 +3,7 @@
 Shapes: N rows of a split, B batch, C classes. All probabilities are at temperature 1.
 """
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,58 +40,33 @@ def name_of(split: Split, metric: str) -> str:
     return metric if split == "test" else f"{split}_{metric}"
 
 
-def evaluate_splits(
-    forwards: Mapping[str, Callable[[Tensor], Tensor]],
-    feeds: Mapping[Split, EvaluationFeed],
-    preprocessing: Preprocessing,
-    replicas: Replicas,
-) -> dict[str, float | None]:
-    """Measure a student on each split as a whole.
-
-    Args:
-        forwards: float32 [B, K, H, W] -> logits [B, C], the network in evaluation mode with each of its sets of
-            weights, by what the names of their metrics begin with.
-        feeds: this process's share of each split, with the teacher's cache or without.
-        preprocessing: from picture to ``forward``'s input.
-        replicas: the processes that measure together.
-
-    Returns:
-        ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them, those of the
-        validation split as ``validation_NAME``; the last two are None without a teacher, the others without a label.
-    """
-    metrics: dict[str, float | None] = {}
-    for (split, feed), (weights, forward) in itertools.product(feeds.items(), forwards.items()):
-        measured = _measure(forward, feed, preprocessing, replicas)
-        of_split = {
-            "top1": measured.top1,
-            "top5": measured.top5,
-            "nll": measured.nll,
-            "ece": measured.ece,
-            "agreement": measured.agreement if feed.has_teacher else None,
-            "kl_to_teacher": measured.kl if feed.has_teacher else None,
-        }
-        metrics |= {name_of(split, weights + name): value for name, value in of_split.items()}
-    return metrics
-
-
 def evaluate_with_logits(
     forward: Callable[[Tensor], Tensor], feed: EvaluationFeed, preprocessing: Preprocessing, replicas: Replicas
 ) -> EvaluatedSplit:
-    """Measure a student as ``evaluate_splits`` does, and keep its logits and predicted class of every row."""
+    """Measure a student as ``measure_split`` does, and keep its logits and predicted class of every row."""
     kept = KeptLogits(feed.samples, feed.classes)
-    measured = _measure(forward, feed, preprocessing, replicas, kept=kept)
+    measured = measure_split(forward, feed, preprocessing, replicas, kept=kept)
     logits_NC, predicted_N = kept.whole(replicas, feed.device)
     return EvaluatedSplit(measured, feed.has_teacher, logits_NC, predicted_N, labels_N=feed.labels_N.cpu())
 
 
 @torch.no_grad()
-def _measure(
+def measure_split(
     forward: Callable[[Tensor], Tensor],
     feed: EvaluationFeed,
     preprocessing: Preprocessing,
     replicas: Replicas,
     kept: KeptLogits | None = None,
 ) -> Measured:
+    """Measure a student on a split as a whole.
+
+    Args:
+        forward: float32 [B, K, H, W] -> logits [B, C], of a network in evaluation mode.
+        feed: this process's share of the split, with the teacher's cache or without.
+        preprocessing: from picture to ``forward``'s input.
+        replicas: the processes that measure together.
+        kept: takes the logits.
+    """
     sums = Measures(feed.device, some_unlabelled=feed.some_unlabelled)
     for batch in feed.batches():
         (seen,) = batch.views

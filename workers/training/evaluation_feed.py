@@ -12,7 +12,7 @@ from torch import Tensor
 from store import CacheReader
 from workers.augmentation.apply import resize
 from workers.data.prepared import Dataset
-from workers.training.batches import ALL, Share, TrainingBatch, ViewBatch
+from workers.training.batches import ALL, BatchShare, TrainingBatch, ViewBatch
 from workers.training.on_device import SplitPictures
 from workers.training.prefetch import prefetch
 from workers.training.training_feed import TeacherRows
@@ -28,7 +28,7 @@ class EvaluationFeed:
         reader: CacheReader | None,
         batch_size: int,
         device: torch.device,
-        share: Share = ALL,
+        share: BatchShare = ALL,
     ) -> None:
         self.dataset = dataset
         self._pictures = SplitPictures(dataset, device)

@@ -29,7 +29,7 @@ from workers.precision import float32_as
 from workers.training.batch_graph import BatchGraph
 from workers.training.batches import LoadedBatch
 from workers.training.domain import warn_of_domain
-from workers.training.evaluate import evaluate_splits, evaluate_with_logits
+from workers.training.evaluate import evaluate_with_logits
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
 from workers.training.group import Ended, Group, share_time
 from workers.training.micro_batches import micro_batches
@@ -164,9 +164,7 @@ def train_group(handles: Sequence[RunHandle]) -> Iterator[Ended]:
                         "lr": learning_rate(run_state.training, (epoch + 1) * feed.steps - 1, feed.steps),
                         "images_per_s": run_state.sums.rows / run_state.sums.seconds,
                         **readings[run_state.place].means,
-                        **evaluate_splits(
-                            run_state.forwards, setting.evaluations, setting.preprocessing, setting.replicas
-                        ),
+                        **run_state.evaluate(setting.evaluations, setting.preprocessing),
                         "seconds": run_state.sums.seconds + time.monotonic() - started,
                     }
                     check_metrics(line, run_state.method, epoch)

@@ -6,33 +6,33 @@ killed anywhere continues with the same numbers, alone or in another company.
 """
 
 import itertools
-import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
+from workers.config.teacher import Preprocessing
 from workers.devices import describe_environment
-from workers.events import Epoch, Log, Step
+from workers.events import Epoch, Log, Split
 from workers.methods.cache_statistics import CacheStatistic
 from workers.precision import PRECISIONS, choose_precision
 from workers.training.batch_counters import BatchCounters
 from workers.training.checkpoint import checkpoint_identity, load_checkpoint, remove_checkpoints, save_checkpoint
 from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
-from workers.training.ema import Ema
+from workers.training.ema import MovingAverage
 from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.evaluate import measure_split, name_of
+from workers.training.evaluation_feed import EvaluationFeed
 from workers.training.final_evaluation import FinalEvaluation
 from workers.training.micro_batches import part_count
 from workers.training.optimizer import new_optimizer
 from workers.training.parameter_groups import parameter_groups
 from workers.training.run_handle import RunHandle, Signal
+from workers.training.step_reports import StepReports
 from workers.training.step_seed import seed_step
 from workers.training.temperatures import EpochTemperatures, epoch_document
-
-# A person watches; an event is a row in the database.
-_STEP_EVENT_SECONDS = 2.0
 
 
 class RunState:
@@ -96,7 +96,7 @@ class RunState:
         # A fused optimizer makes no update where this is 1; torch's own gradient scaler uses it so.
         self.optimizer.found_inf = self.not_finite  # type: ignore[attr-defined]  # it is looked up by name
         self.counters = BatchCounters(network)
-        self.ema = None if self.training.ema is None else Ema(network, self.training.ema.decay)
+        self.ema = None if self.training.ema is None else MovingAverage(network, self.training.ema.decay)
         self.precision, self.precision_reason = choose_precision(
             self.training.precision,
             device,
@@ -112,7 +112,7 @@ class RunState:
         self.final: FinalEvaluation | None = None
         self.environment: dict[str, str] = describe_environment(device, self.precision)
         self._identity = checkpoint_identity(handle.task)
-        self._reported_at, self._reported = time.monotonic(), (0, 0.0)
+        self._step_reports = StepReports()
         # Folders with checkpoints that its own first one makes superfluous.
         self._earlier = handle.task.earlier
         self.best_weights: dict[str, Tensor] = {}
@@ -132,11 +132,6 @@ class RunState:
     def best_epoch(self) -> int | None:
         """Best epoch so far on the validation split, counted from 1; None without such a split."""
         return best_epoch(self.metrics, self.training)
-
-    @property
-    def forwards(self) -> dict[str, Callable[[Tensor], Tensor]]:
-        """The network, and with its averaged weights if there are any, by what their metrics' names begin with."""
-        return {"": self.network} if self.ema is None else {"": self.network, "ema_": self.ema.forward}
 
     def take_leaving_weights(self) -> None:
         """Put the weights that leave in place: averaged ones, or the best epoch's. Nothing is trained afterwards."""
@@ -158,27 +153,31 @@ class RunState:
         self.counters.steps += self.method.views * part_count(rows, self.training)
 
     def report_step(self, steps: int) -> Reading | None:
-        """Send an event with the mean loss since the last, unless that was just now; return what was read for it."""
-        now = time.monotonic()
-        if now - self._reported_at <= _STEP_EVENT_SECONDS:
-            return None
-        self._reported_at = now
-        reading = self.sums.read()
-        rows, loss = self._reported if self._reported[0] < reading.rows else (0, 0.0)
-        self._reported = reading.rows, reading.loss
-        if reading.bad_steps:
-            return reading
-        self.emit(
-            Step(
-                epoch=self.epoch + 1,
-                epochs=self.training.epochs,
-                step=self.sums.steps,
-                steps=steps,
-                loss=(reading.loss - loss) / (reading.rows - rows),
-                images_per_s=self.sums.rows / self.sums.seconds if self.sums.seconds else 0.0,
-            )
-        )
-        return reading
+        """Send an event now and then, as ``StepReports`` has them; return what was read for it."""
+        epoch, epochs = self.epoch + 1, self.training.epochs
+        return self._step_reports.report(self.sums, epoch=epoch, epochs=epochs, steps=steps, emit=self.emit)
+
+    def evaluate(self, feeds: Mapping[Split, EvaluationFeed], preprocessing: Preprocessing) -> dict[str, float | None]:
+        """Measure the student on each split as a whole, and with its averaged weights if there are any.
+
+        Args:
+            feeds: this process's share of each split, with the teacher's cache or without.
+            preprocessing: from picture to the network's input.
+
+        Returns:
+            ``top1``, ``top5``, ``nll``, ``ece``, ``agreement`` and ``kl_to_teacher`` as ``Measured`` has them, those of
+            averaged weights as ``ema_NAME``, those of the validation split as ``validation_NAME``; the last two are
+            None without a teacher, the others without a label.
+        """
+        forwards: dict[str, Callable[[Tensor], Tensor]] = {"": self.network}
+        if self.ema is not None:
+            forwards["ema_"] = self.ema.forward
+        metrics: dict[str, float | None] = {}
+        for (split, feed), (weights, forward) in itertools.product(feeds.items(), forwards.items()):
+            measured = measure_split(forward, feed, preprocessing, self.replicas)
+            figures = measured.figures(has_teacher=feed.has_teacher)
+            metrics |= {name_of(split, weights + name): value for name, value in figures.items()}
+        return metrics
 
     def end_epoch(self, line: dict[str, float | None], temperatures: EpochTemperatures) -> None:
         """Count the epoch, whose metrics and temperatures these are, and begin new sums."""
@@ -190,7 +189,7 @@ class RunState:
                 self.best_weights = {name: tensor.clone() for name, tensor in self._leaving_state().items()}
         self.seconds += line["seconds"] or 0.0
         self.sums.reset()
-        self._reported = (0, 0.0)
+        self._step_reports.begin_epoch()
 
     def report_epoch(self) -> None:
         self.emit(Epoch(epoch=self.epoch, epochs=self.training.epochs, metrics=self.metrics[-1]))

@@ -248,11 +248,7 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
         is_replayed=setting.no_graph is None,
         cache_statistics=setting.cache_statistics,
     )
-    if setting.device.type == "cuda" or run_state.training.precision not in ("auto", run_state.precision):
-        run_state.emit(Log(message=f"trains in {run_state.precision}: {run_state.precision_reason}"))
-    if run_state.cache_statistics:
-        names = ", ".join(sorted(map(str, run_state.cache_statistics)))
-        run_state.emit(Log(message=f"read over the whole cache, once: {names}"))
+    _log_what_it_uses(run_state)
     if not run_state.resume():
         take_initial_weights(run_state, partial(make, train.classes + 1))
     _warn_of_gradients(run_state, setting)
@@ -262,6 +258,15 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
             f"{task.training.epochs} is the last that can; it is trained again from there"
         )
     return run_state
+
+
+def _log_what_it_uses(run_state: RunState) -> None:
+    """Log the precision, where it is not the one that is expected, and what was read of the whole cache."""
+    if run_state.device.type == "cuda" or run_state.training.precision not in ("auto", run_state.precision):
+        run_state.emit(Log(message=f"trains in {run_state.precision}: {run_state.precision_reason}"))
+    if run_state.cache_statistics:
+        names = ", ".join(sorted(map(str, run_state.cache_statistics)))
+        run_state.emit(Log(message=f"read over the whole cache, once: {names}"))
 
 
 def _warn_of_gradients(run_state: RunState, setting: Setting) -> None:

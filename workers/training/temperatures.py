@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.methods.temperature_bins import BINS, BINS_PER_OCTAVE, EDGES, LEAST_EXPONENT, Distribution
+from workers.methods.temperature_bins import BINS, BINS_PER_OCTAVE, EDGES, LEAST_EXPONENT, TemperatureDistribution
 
 
 def bin_edges(device: torch.device) -> Tensor:
@@ -38,8 +38,8 @@ def count_cells(cells_RX: Tensor, tau_RB: Tensor, edges: Tensor, one: Tensor) ->
 class NetworkTemperatures:
     """One network's temperatures in an epoch; the two are one object where the divisor is the paper's temperature."""
 
-    divisor: Distribution
-    paper: Distribution
+    divisor: TemperatureDistribution
+    paper: TemperatureDistribution
 
 
 EpochTemperatures = Mapping[str, NetworkTemperatures]

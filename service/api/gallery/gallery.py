@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.api.gallery.divergence import log_softmax
-from service.api.gallery.kept_logits import KeptLogits
+from service.api.gallery.kept_logits import LogitsFile
 from service.api.gallery.row_temperatures import (
     MethodRowTemperatures,
     NetworkRowTemperatures,
@@ -79,7 +79,7 @@ class Sources:
 
     run: RunRecord
     reader: CacheReader
-    kept: KeptLogits | None
+    kept: LogitsFile | None
     opened: Dataset | None
     train_cache: tuple[Path, str | None]
 
@@ -114,7 +114,7 @@ def temperatures(sources: Sources, query: Query) -> MethodRowTemperatures:
 
 
 def _student(
-    kept: KeptLogits | None, term: Term, teacher: Mapping[str, npt.NDArray[np.float32]], classes: int
+    kept: LogitsFile | None, term: Term, teacher: Mapping[str, npt.NDArray[np.float32]], classes: int
 ) -> dict[str, npt.NDArray[np.float32]] | None:
     rows = next(iter(teacher.values())).shape[1]
     return student_statistics(kept, term, rows, classes)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from service.api.schemas.temperatures import TemperatureHistogram
 from service.errors import Conflict
 from workers.methods import temperature_bins
-from workers.methods.temperature_bins import BINS, CELLS, EDGES, Distribution
+from workers.methods.temperature_bins import BINS, CELLS, EDGES, TemperatureDistribution
 
 FILE = "temperatures.json"
 NETWORKS = ("teacher", "student")
@@ -49,7 +49,7 @@ class Shares:
         else:
             # All are the mean.
             cells_X[np.searchsorted(EDGES.astype(np.float32), np.float32(known["mean"]), side="right")] = 1
-        found = Distribution(float(known["mean"]), float(known["std"]), cells_X)
+        found = TemperatureDistribution(float(known["mean"]), float(known["std"]), cells_X)
         quantiles = {name: known.get(name) for name in found.quantiles()}
         return cls(found.mean, found.std, quantiles, cells_X / max(1, int(cells_X.sum())))
 

@@ -26,7 +26,7 @@ def parts(rows: int, classes: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-class KeptLogits:
+class LogitsFile:
     """Student's logits of one split, less each row's largest, in an open file.
 
     Args:
@@ -48,7 +48,7 @@ class KeptLogits:
         return np.concatenate([self.read(slice(row, row + 1)) for row in rows.tolist()])
 
 
-def open_kept_logits(path: Path, split: str, shape: tuple[int, int], run_id: str) -> KeptLogits | None:
+def open_kept_logits(path: Path, split: str, shape: tuple[int, int], run_id: str) -> LogitsFile | None:
     """Open what a run has kept of a split; None if that is nothing.
 
     Args:
@@ -72,4 +72,4 @@ def open_kept_logits(path: Path, split: str, shape: tuple[int, int], run_id: str
             f"{LOGITS} of {run_id} holds {logits.get_dtype()} {list(found)} of {split}, and the teacher's cache has "
             f"{list(shape)}: they are of other rows"
         )
-    return KeptLogits(logits, labels_N)
+    return LogitsFile(logits, labels_N)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from service.api.gallery.kept_logits import KeptLogits, parts
+from service.api.gallery.kept_logits import LogitsFile, parts
 from service.db.models import RunRecord
 from service.errors import Conflict
 from store import CacheReader
@@ -105,7 +105,7 @@ def term_of(method: Method, place: int) -> Term:
     return term
 
 
-def student_statistics(kept: KeptLogits | None, term: Term, rows: int, classes: int) -> dict[str, Float32] | None:
+def student_statistics(kept: LogitsFile | None, term: Term, rows: int, classes: int) -> dict[str, Float32] | None:
     """Statistics of a student's kept logits, [1, N] by name; None where they are not those that a policy reads.
 
     Kept logits are less each row's largest: only what a shift does not change is known of them.

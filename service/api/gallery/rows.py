@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.api.gallery.divergence import jensen_shannon
-from service.api.gallery.kept_logits import CELLS, KeptLogits, parts
+from service.api.gallery.kept_logits import CELLS, LogitsFile, parts
 from service.errors import Conflict
 from store import CacheReader
 from workers.methods.preview_report import lowest
@@ -36,7 +36,7 @@ def by_value(values_N: Float32, limit: int, *, highest: bool) -> Chosen:
     return Chosen(rows_K, values_N[rows_K])
 
 
-def by_disagreement(reader: CacheReader, view: int, kept: KeptLogits, limit: int) -> Chosen:
+def by_disagreement(reader: CacheReader, view: int, kept: LogitsFile, limit: int) -> Chosen:
     """Choose the rows on which teacher and student differ most, by ``jensen_shannon``; memory is of one part."""
     spec = reader.spec
     values_N = np.empty(spec.samples, np.float32)
@@ -69,7 +69,7 @@ def by_mistake(reader: CacheReader, view: int, labels_N: npt.NDArray[np.int64], 
     return Chosen(rows_K, np.exp(log_confidence_N[rows_K].astype(np.float64)), tuple(notes))
 
 
-def check_kept(kept: KeptLogits | None, split: str, run_id: str) -> KeptLogits:
+def check_kept(kept: LogitsFile | None, split: str, run_id: str) -> LogitsFile:
     """Raise Conflict where the student's logits of a split are not known."""
     if kept is not None:
         return kept

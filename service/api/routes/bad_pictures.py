@@ -14,7 +14,7 @@ from service.api.schemas.bad_pictures import BadPicture
 from service.api.schemas.base import Page
 from service.db.api_queries import DATASET
 from service.db.models import DatasetRecord
-from workers.data.bad_picture_reports import Report, read_reports
+from workers.data.bad_picture_reports import BadPictureReport, read_reports
 
 router = APIRouter(tags=["pictures"], responses=responses(401, 403, 404, 422, 500, 503))
 
@@ -41,7 +41,7 @@ def list_bad_pictures(
     return Page(data=rows, has_more=len(found) > limit, **ends(rows, lambda row: row.number))
 
 
-def _listed(reports: list[Report]) -> Iterator[BadPicture]:
+def _listed(reports: list[BadPictureReport]) -> Iterator[BadPicture]:
     every = ((report, picture) for report in reports for picture in report.listed())
     for number, (report, picture) in enumerate(every):
         yield BadPicture(

@@ -10,7 +10,7 @@ from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.initial_weights import with_known_weights
-from service.api.job_checks import check_plan, check_request, find_dataset, find_teachers
+from service.api.job_checks import CheckedJob, check_plan, check_request, find_dataset, find_teachers
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
 from service.api.job_preview import preview_of
@@ -88,11 +88,7 @@ def create_job(
         checked = check_plan(plan, teachers, ctx.settings)
         if dry_run:
             response.status_code = 200
-            gradients = []
-            if len(teachers) == 1:  # the rows of several are combined, and in no cache yet
-                digest = teachers[0].record.sha256
-                gradients = gradient_warnings_of_plan(plan, digest, ctx.settings.caches_dir)
-            return preview_of(checked, [*checked.source.notes, *gradients], cost_of(checked, ctx))
+            return _preview(checked, ctx)
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             checked.plan,
@@ -110,6 +106,14 @@ def create_job(
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return show_one(row, ctx.queries)
+
+
+def _preview(checked: CheckedJob, ctx: Ctx) -> JobPreview:
+    """The answer to a dry run."""
+    gradients = []
+    if len(checked.teachers) == 1:  # the rows of several are combined, and in no cache yet
+        gradients = gradient_warnings_of_plan(checked.plan, checked.teacher.sha256, ctx.settings.caches_dir)
+    return preview_of(checked, [*checked.source.notes, *gradients], cost_of(checked, ctx))
 
 
 def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:

@@ -7,7 +7,7 @@ from nicegui import ui
 
 from service.page.deletion import ask_and_delete
 from service.page.elements import attempt, confirm, notify_problem
-from service.page.viewer import Document, Problem, ViewerApi
+from service.page.viewer import ApiProblem, Document, ViewerApi
 
 Done = Callable[[], Awaitable[None]]
 
@@ -97,7 +97,7 @@ async def _retry(api: ViewerApi, path: str) -> None:
     """Post what failed or was cancelled as a new job, and lead to it."""
     try:
         made = await api.post(f"{path}/retry")
-    except Problem as problem:
+    except ApiProblem as problem:
         notify_problem(problem)
         return
     ui.navigate.to(f"/jobs/{made['id']}")

@@ -9,7 +9,7 @@ from service.page.charts import PALETTE, Options, base_options, chart
 from service.page.elements import column, empty_state, section_heading, table
 from service.page.job.confusion import show_confused, show_confusion
 from service.page.job.words import NOTHING, percent
-from service.page.viewer import NOT_FOUND, Document, Problem, ViewerApi
+from service.page.viewer import NOT_FOUND, ApiProblem, Document, ViewerApi
 
 EVALUATION_FILE = "evaluation.json"
 _CONFIG_FILE = "config.json"
@@ -26,7 +26,7 @@ class Evaluation(NamedTuple):
 
 
 async def read_evaluation(api: ViewerApi, run_id: str) -> Evaluation:
-    """Read the final evaluation of a run from its files. Raises Problem."""
+    """Read the final evaluation of a run from its files. Raises ApiProblem."""
     document = await _artifact(api, run_id, EVALUATION_FILE) or {}
     config = await _artifact(api, run_id, _CONFIG_FILE) if document else None
     return Evaluation(document, [str(name) for name in (config or {}).get("class_names") or ()])
@@ -62,7 +62,7 @@ async def _artifact(api: ViewerApi, run_id: str, name: str) -> Document | None:
     """JSON of a file that a run has left; None without it."""
     try:
         return await api.get(f"/v1/runs/{run_id}/artifacts/{name}")
-    except Problem as problem:
+    except ApiProblem as problem:
         if problem.status == NOT_FOUND:
             return None
         raise

@@ -12,7 +12,7 @@ from service.page.job.health import is_live
 from service.page.job.labels import edit_labels, show_labels
 from service.page.job.page import JobPage
 from service.page.job.words import NOTHING, ended_runs, eta_words, fraction_done, inference_words, webhook_words
-from service.page.viewer import Document, Problem
+from service.page.viewer import ApiProblem, Document
 
 _RETRIED = ("failed", "cancelled")
 
@@ -126,7 +126,7 @@ async def _facts(page: JobPage) -> None:
 async def _teacher_name(page: JobPage, id: str) -> str:
     try:
         teacher = await page.api.get(f"/v1/teachers/{id}")
-    except Problem:
+    except ApiProblem:
         # Deleted: its jobs stay.
         return id
     return str(teacher.get("name") or teacher["id"])
@@ -156,7 +156,7 @@ async def _show_dataset(parent: ui.element, page: JobPage) -> None:
     fingerprint = ""
     if key := caches.get("test") or caches.get("validation"):
         # It may have been evicted or deleted since.
-        with suppress(Problem):
+        with suppress(ApiProblem):
             fingerprint = (await page.api.get(f"/v1/caches/{key}"))["spec"]["dataset_fingerprint"]
     parent.clear()
     with parent:

@@ -13,7 +13,7 @@ from service.page.job.run_page import RunPage
 from service.page.job.series import scaled, smooth, thinned
 from service.page.job.words import percent
 from service.page.paths import viewer_url
-from service.page.viewer import NOT_FOUND, Document, Problem
+from service.page.viewer import NOT_FOUND, ApiProblem, Document
 from service.units import size
 from workers.texts import shortened
 
@@ -29,7 +29,7 @@ _SPLIT_MARKS = {"train": "triangle", "validation": "rect", "test": "circle", "":
 
 
 async def show_run_curves(page: RunPage) -> None:
-    """Build a small chart for each measure that the run has; they follow it. Raises Problem."""
+    """Build a small chart for each measure that the run has; they follow it. Raises ApiProblem."""
     empty = ui.label("No epoch has ended yet: curves appear here by themselves.").classes("empty-text")
     grid = ui.element("div").classes("figures")
     charts: dict[str, ui.echart] = {}
@@ -85,7 +85,7 @@ def run_series(epochs: Sequence[Document], measure: Measure, smoothing: float = 
 
 
 async def show_files(page: RunPage) -> None:
-    """Build the list of files to download, and what the exported student is. Raises Problem."""
+    """Build the list of files to download, and what the exported student is. Raises ApiProblem."""
     files = (await page.api.get(f"{page.path}/artifacts"))["data"]
     if not files:
         empty_state(
@@ -145,7 +145,7 @@ def _show_export(result: Document) -> None:
 
 
 async def show_log(page: RunPage) -> None:
-    """Build the end of the newest attempt's log; it follows it. Raises Problem."""
+    """Build the end of the newest attempt's log; it follows it. Raises ApiProblem."""
     ui.link("The whole log as a file", viewer_url(f"{page.path}/log"))
     text = ui.label().classes("log").props("role=log tabindex=0 aria-label='End of the log'")
 
@@ -160,7 +160,7 @@ async def _tail(page: RunPage) -> str:
     """Last lines of the log, newest last; empty without any."""
     try:
         response = await page.api.request("GET", f"{page.path}/log", headers={"Range": f"bytes=-{_TAIL_BYTES}"})
-    except Problem as problem:
+    except ApiProblem as problem:
         if problem.status in (NOT_FOUND, _RANGE_NOT_SATISFIABLE):
             return ""
         raise

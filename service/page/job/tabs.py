@@ -6,7 +6,7 @@ from nicegui import ui
 
 from service.page.elements import problem_card
 from service.page.job.url_state import UrlState
-from service.page.viewer import Problem
+from service.page.viewer import ApiProblem
 
 Build = Callable[[], Awaitable[None]]
 
@@ -35,7 +35,7 @@ async def show_tabs(url: UrlState, tabs: Mapping[str, tuple[str, Build]], left: 
         with panel, ui.element("div").classes("tab-content"):
             try:
                 await tabs[name][1]()
-            except Problem as problem:
+            except ApiProblem as problem:
                 if mine == opened[0]:
                     problem_card(problem)
 

@@ -19,7 +19,7 @@ from service.page.elements import (
 )
 from service.page.frame import heading, view
 from service.page.texts import count, duration, percent, short_digest
-from service.page.viewer import Document, Problem, ViewerApi, resource
+from service.page.viewer import ApiProblem, Document, ViewerApi, resource
 from service.units import size
 
 PAGE_ROWS = 100
@@ -107,7 +107,7 @@ def _actions(api: ViewerApi, shown: Document) -> None:
         ui.notify("Every block is being read and checked ...")
         try:
             found = await api.post(f"{path}/verify")
-        except Problem as problem:
+        except ApiProblem as problem:
             ui.notify(str(problem), type="negative", multi_line=True)
             return
         if found["ok"]:
@@ -157,7 +157,7 @@ async def _statistics(api: ViewerApi, key: str) -> None:
     """Histograms of the teacher's statistics over the rows of view 0."""
     try:
         found = await api.get(f"/v1/caches/{key}/statistics")
-    except Problem as problem:
+    except ApiProblem as problem:
         ui.label(f"There are no statistics: {problem}").classes("muted")
         return
     section_heading(f"The teacher's logits, {count(found['rows'])} rows of view {found['view']}")

@@ -16,7 +16,7 @@ from service.page.elements import (
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, short_digest
-from service.page.viewer import Document, Problem, ViewerApi, resource
+from service.page.viewer import ApiProblem, Document, ViewerApi, resource
 
 PAGE_ROWS = 100
 _PICTURES = 24
@@ -99,7 +99,7 @@ async def dataset(
         heading(f"Dataset split {short_digest(dataset_id)}")
     try:
         splits = (await api.get(f"{resource('datasets', dataset_id)}/splits"))["data"]
-    except Problem as problem:
+    except ApiProblem as problem:
         empty_state(str(problem), "A job that uses it decodes it first.", url="/new")
         return
     chosen = next((each for each in splits if each["split"] == split), splits[0] if splits else None)

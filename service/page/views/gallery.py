@@ -10,7 +10,7 @@ from service.page.elements import empty_state, problem_card, section_heading, se
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, percent
-from service.page.viewer import Document, Params, Problem, ViewerApi, resource
+from service.page.viewer import ApiProblem, Document, Params, ViewerApi, resource
 
 _ORDERS = {
     "disagreement": "teacher and student disagree most",
@@ -44,7 +44,7 @@ async def gallery(api: ViewerApi, run: str = "", by: str = "", split: str = "tes
     query: Params = {"by": order, "split": given["split"], "limit": 24}
     try:
         found = await api.get(f"/v1/runs/{shown['id']}/gallery", query)
-    except Problem as problem:
+    except ApiProblem as problem:
         problem_card(problem)
         return
     _pictures(found)

@@ -11,7 +11,7 @@ from service.page.elements import copyable, notify_problem, problem_card, sectio
 from service.page.frame import view
 from service.page.job_form import Catalog, JobForm, expression_method
 from service.page.texts import count
-from service.page.viewer import Document, Problem, ViewerApi, resource
+from service.page.viewer import ApiProblem, Document, ViewerApi, resource
 
 # After the last change; the viewer goes on typing.
 _DRY_RUN_AFTER_S = 0.6
@@ -52,7 +52,7 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
             return
         try:
             posted = await api.post("/v1/jobs", form.document)
-        except Problem as problem:
+        except ApiProblem as problem:
             notify_problem(problem)
             return
         ui.navigate.to(f"/jobs/{posted['id']}")
@@ -110,7 +110,7 @@ class Preview:
             return
         try:
             found = await self._api.post("/v1/jobs", self._document, params={"dry_run": True})
-        except Problem as problem:
+        except ApiProblem as problem:
             self._answer.clear()
             with self._answer:
                 problem_card(problem)

@@ -10,7 +10,7 @@ from service.page.elements import column, empty_state, facts, local_time, sectio
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, percent
-from service.page.viewer import Document, Problem, ViewerApi, resource
+from service.page.viewer import ApiProblem, Document, ViewerApi, resource
 from service.units import size
 
 PAGE_ROWS = 100
@@ -213,7 +213,7 @@ def _job_row(job: Document) -> Document:
 async def _per_class(api: ViewerApi, job: Document) -> None:
     try:
         report = await api.get(f"/v1/jobs/{job['id']}/report", {"group": "seeds"})
-    except Problem:
+    except ApiProblem:
         return
     accuracies = (report["teacher"]["test"] or {}).get("per_class")
     if not accuracies:

@@ -12,7 +12,7 @@ from service.page.elements import empty_state, notify_problem, problem_card, sec
 from service.page.frame import view
 from service.page.job_form import EXPRESSION
 from service.page.texts import count, percent
-from service.page.viewer import NOT_FOUND, Document, Problem, ViewerApi, resource
+from service.page.viewer import NOT_FOUND, ApiProblem, Document, ViewerApi, resource
 
 _KINDS = {"paper": "the paper's T", "divisor": "what divides the logits"}
 _NETWORKS = ("teacher", "student")
@@ -54,7 +54,7 @@ async def temperatures(api: ViewerApi, job: str = "", kind: str = "paper") -> No
         ui.label(f"The newest {_JOBS} jobs can be chosen here; others link to their temperatures.").classes("muted")
     try:
         found = await api.get(f"{resource('jobs', chosen)}/temperatures", {"kind": kind})
-    except Problem as problem:
+    except ApiProblem as problem:
         if problem.status == NOT_FOUND:
             raise
         problem_card(problem)
@@ -150,7 +150,7 @@ async def _over_epochs(api: ViewerApi, job_id: str, kind: str, colours: Mapping[
     wanted = [f"{prefix}_{name}" for name in ("q05", "q50", "q95")]
     try:
         found = await api.get(f"/v1/jobs/{job_id}/curves", {"metric": wanted})
-    except Problem as problem:
+    except ApiProblem as problem:
         notify_problem(problem)
         return
     runs = [run for run in found["runs"] if any(v is not None for v in run["metrics"].get(middle) or [])]
@@ -192,7 +192,7 @@ async def _editor(api: ViewerApi, job_id: str, cache: str | None) -> None:
         method = {"preset": "custom", "terms": [{"policy": {"kind": "expression", "temperature": text.value}}]}
         try:
             found = await api.post("/v1/methods/preview", {"cache": key, "method": method})
-        except Problem as problem:
+        except ApiProblem as problem:
             place.clear()
             with place:
                 problem_card(problem)

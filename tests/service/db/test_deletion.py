@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.job_control import JobControl
@@ -51,10 +51,10 @@ pytest_plugins = ["tests.support.service_fixtures"]
 
 
 @pytest.fixture
-def deletion(database: Database, tmp_path: Path) -> Deletion:
+def deletion(database: Database, tmp_path: Path) -> Deleter:
     settings = make_settings(tmp_path)
     settings.make_folders()
-    return Deletion(database, settings)
+    return Deleter(database, settings)
 
 
 def a_job(api: Api, state: State = State.SUCCEEDED) -> str:
@@ -139,7 +139,7 @@ def test_a_pinned_job_is_not_deleted_nor_are_its_runs(api: Api) -> None:
 
 
 def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended(
-    deletion: Deletion, api_queries: ApiQueries, queries: EngineQueries
+    deletion: Deleter, api_queries: ApiQueries, queries: EngineQueries
 ) -> None:
     job_control = JobControl(api_queries.database)
     first = job_control.cancel_job(add_job(api_queries).id)
@@ -164,7 +164,7 @@ def test_a_job_that_a_live_retry_needs_stays_also_through_a_retry_that_has_ended
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
-    deletion: Deletion, api_queries: ApiQueries, queries: EngineQueries, packed: bool
+    deletion: Deleter, api_queries: ApiQueries, queries: EngineQueries, packed: bool
 ) -> None:
     """Those before its own first one; the run in between, which trained none, does not matter."""
     first = add_job(api_queries)
@@ -185,7 +185,7 @@ def test_a_retry_that_has_ended_keeps_the_epochs_of_what_it_tried_again(
     assert [event.data["epoch"] for event in events if event.type == "epoch"] == [1, 2, 3, 4, 5, 6]
 
 
-def test_an_idempotency_key_of_a_deleted_job_makes_a_new_one(deletion: Deletion, api_queries: ApiQueries) -> None:
+def test_an_idempotency_key_of_a_deleted_job_makes_a_new_one(deletion: Deleter, api_queries: ApiQueries) -> None:
     teacher, _ = api_queries.add_teacher(teacher_row(), lambda: None)
     key = Idempotency("", "k", "d" * 64)
     job, _ = api_queries.add_job(make_plan(), teacher, key)
@@ -220,7 +220,7 @@ def test_weights_that_a_live_job_begins_with_stay(api: Api) -> None:
         refused = api.client.delete(path)
         assert refused.status_code == 409
         assert f"run {begun}, with whose weights students begin, is used by job {live}" in refused.json()["detail"]
-    retention = Retention(api.settings, Deletion(api.context.database, api.settings))
+    retention = Retention(api.settings, Deleter(api.context.database, api.settings))
     assert retention.collect(Limits(jobs_max_count=0), dry_run=True).jobs == []
     assert api.client.delete(f"/v1/runs/{other}").status_code == 204
     api.client.post(f"/v1/jobs/{live}/cancel")
@@ -263,7 +263,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from service.db.database import Database
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.settings import Settings
 from workers.data import decoded
 settings = Settings(data_dir=Path(sys.argv[1]), data_root=Path(sys.argv[2]))
@@ -272,7 +272,7 @@ def die(*_, **__):
 shutil.rmtree = die
 decoded.remove = die
 Path.unlink = die
-getattr(Deletion(Database(settings.database), settings), sys.argv[3])(sys.argv[4])
+getattr(Deleter(Database(settings.database), settings), sys.argv[3])(sys.argv[4])
 """
 
 
@@ -435,7 +435,7 @@ def test_a_decoded_copy_left_by_a_killed_deletion_goes_unless_it_is_used_again(a
     assert "deleted_paths" not in rows(api.context.database)
 
 
-def test_delete_of_what_is_not_there_is_not_found(deletion: Deletion) -> None:
+def test_delete_of_what_is_not_there_is_not_found(deletion: Deleter) -> None:
     for method, kind in (("delete_job", "job"), ("delete_run", "run"), ("delete_dataset", "ds"), ("pin_job", "job")):
         with pytest.raises(NotFound):
             getattr(deletion, method)(new_id(kind))

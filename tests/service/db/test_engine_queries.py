@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from service.db.api_queries import ApiQueries
 from service.db.columns import UtcDateTime
 from service.db.database import Database, upgrade_to_head
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries, actor_name
 from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, utc_now
@@ -780,7 +780,7 @@ def test_a_retry_needs_its_teacher_and_what_the_caller_checks(
     with pytest.raises(Conflict, match="no room"):
         api_queries.retry_job(job.id, refuse)
     assert api_queries.retry_job(other.id, refuse)[0].id == made.id
-    Deletion(api_queries.database, make_settings(tmp_path)).delete_teacher(job.teacher_id)
+    Deleter(api_queries.database, make_settings(tmp_path)).delete_teacher(job.teacher_id)
     with pytest.raises(Conflict, match=f"the teacher {job.teacher_id} of {job.id} was deleted"):
         retry(api_queries, job.id)
     assert len(api_queries.jobs(None, None, 100)[0]) == 3

@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text, update
 from service.cli import main
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import (
@@ -47,7 +47,7 @@ class Shelf:
     def __init__(self, database: Database, settings: Settings) -> None:
         self.database, self.settings = database, settings
         self.api_queries, self.queries = ApiQueries(database), EngineQueries(database, "engine")
-        self.deletion = Deletion(database, settings)
+        self.deletion = Deleter(database, settings)
         self.retention = Retention(settings, self.deletion)
         teacher, _ = self.api_queries.add_teacher(teacher_row(), lambda: None)
         states = [State.SUCCEEDED, State.CANCELLED, State.FAILED, State.CANCELLED, State.SUCCEEDED]
@@ -130,13 +130,13 @@ def test_pinned_live_and_needed_jobs_stay_and_count(shelf: Shelf) -> None:
 
 
 def test_a_job_that_is_pinned_after_it_was_chosen_stays(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    delete = Deletion.delete_job
+    delete = Deleter.delete_job
 
-    def pinned_meanwhile(self: Deletion, job_id: str) -> int:
+    def pinned_meanwhile(self: Deleter, job_id: str) -> int:
         self.pin_job(shelf.ids[1])
         return delete(self, job_id)
 
-    monkeypatch.setattr(Deletion, "delete_job", pinned_meanwhile)
+    monkeypatch.setattr(Deleter, "delete_job", pinned_meanwhile)
     assert [job.id for job in shelf.retention.collect(Limits(jobs_max_age_s=0)).jobs] == [shelf.ids[0], *shelf.ids[2:]]
     assert shelf.queries.job(shelf.ids[1]).pinned_at is not None
 
@@ -399,7 +399,7 @@ def test_events_go_by_the_age_of_their_job_and_not_while_streams_may_wait_for_it
 ) -> None:
     settings = make_settings(tmp_path)
     settings.make_folders()
-    retention = Retention(settings, Deletion(database, settings))
+    retention = Retention(settings, Deleter(database, settings))
     job, _ = a_told_job(api_queries, queries, epochs=3)
     assert retention.collect(Limits(events_max_age_s=0)).compacted_events == 0
     with database.write() as session:
@@ -433,7 +433,7 @@ def test_an_sqlite_file_is_smaller_after_a_collection(tmp_path: Path) -> None:
         job, _ = a_told_job(api_queries, queries, epochs=400)
         database.checkpoint()
         before, _ = database.size_bytes()
-        Retention(settings, Deletion(database, settings)).collect(Limits(jobs_max_count=0))
+        Retention(settings, Deleter(database, settings)).collect(Limits(jobs_max_count=0))
         database.checkpoint()
         after, free = database.size_bytes()
         assert (tmp_path / "data" / "retort.sqlite3").stat().st_size == after < before / 2

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import EngineRecord, JobRecord, utc_now
@@ -412,7 +412,7 @@ def test_a_run_that_has_succeeded_ends_though_what_it_tried_again_is_deleted_mea
     for other in bench.queries.runs(again.id)[1:]:
         assert other.state is State.CANCELLED
     assert bench.queries.move_job(again.id, State.CANCELLED)
-    Deletion(bench.database, bench.settings).delete_job(bench.job_id)
+    Deleter(bench.database, bench.settings).delete_job(bench.job_id)
     assert ended.retry_of is not None
     bench.engine()._endings.sweep(ended)
 

@@ -22,7 +22,7 @@ from service.cli import main
 from service.db import transitions
 from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import JobRecord, utc_now
@@ -212,7 +212,7 @@ def test_deletion_of_a_job_takes_its_delivery_along(
     job_id = post(api_queries)
     JobControl(outbox.database).cancel_job(job_id)
     (claim,) = outbox.claim({})
-    Deletion(outbox.database, settings).delete_job(job_id)
+    Deleter(outbox.database, settings).delete_job(job_id)
     assert outbox.of_job(job_id) is None
     assert outbox.record(claim, 200, None) is None
 

@@ -9,7 +9,6 @@ from PIL import Image, ImageOps
 
 from tests.workers.data.test_discovery import make_folder
 from tests.workers.data.test_prepared import truncate
-from workers.config.task import Folders
 from workers.data import decoded
 from workers.data import prepare as preparation
 from workers.data.bad_picture_reports import read_reports
@@ -21,7 +20,6 @@ from workers.data.picture_decoder import PictureDecoder
 from workers.data.prepared import Dataset
 from workers.errors import InvalidDataset
 from workers.events import Log, Split, never
-from workers.teacher.plan_caches import prepare_data
 
 REFUSE = FolderDataset(path="pets")
 SKIP = FolderDataset(path="pets", on_bad_picture="skip")
@@ -48,11 +46,15 @@ def prepare(spec: FolderDataset, split: Split, root: Path) -> tuple[Dataset, lis
 
 
 def test_bad_pictures_are_all_reported_when_they_are_refused(root: Path) -> None:
-    folders = Folders(data_root=root, data_dir=root / "data")
+    work_dir = root / "work"
     logged: list[str] = []
+
+    def note(event: object) -> None:
+        logged.append(getattr(event, "message", ""))
+
     with pytest.raises(InvalidDataset, match=r"^13 of 28 pictures .*; and 3 more; pets/test/dog/0\.png cannot be read"):
-        prepare_data(REFUSE, folders, lambda event: logged.append(getattr(event, "message", "")), never)
-    train, test = read_reports(folders.datasets, REFUSE)
+        preparation.prepare_splits(REFUSE, ("train", "test"), root, work_dir, emit=note)
+    train, test = read_reports(work_dir, REFUSE)
     assert [(report.split, report.pictures, report.left_out, report.bad) for report in (train, test)] == [
         ("train", 28, False, 13),
         ("test", 28, False, 1),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from store.statistics import STATISTICS
 from workers.errors import InvalidMethod
-from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, Expression
+from workers.methods.expression import FUNCTIONS, NAMES, TEACHER_STATISTICS, ParsedExpression
 from workers.methods.expression_parser import _Reading, parse
 
 Float64 = npt.NDArray[np.float64]
@@ -106,7 +106,7 @@ def _torch_names() -> dict[str, Tensor]:
     return {name: torch.from_numpy(values) for name, values in _numpy_names().items()}
 
 
-def _on_numpy(expression: Expression) -> Float64:
+def _on_numpy(expression: ParsedExpression) -> Float64:
     with np.errstate(all="ignore"):
         value_B1: Float64 = expression.evaluate(_numpy_names(), np, _numpy_constant)
     return value_B1

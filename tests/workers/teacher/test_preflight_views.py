@@ -32,7 +32,7 @@ from workers.config.views import Augmentation, CropFlip, NoAugmentation, Resized
 from workers.data import prepared
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
+from workers.data.prepare import prepare, prepare_splits
 from workers.data.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
@@ -42,7 +42,7 @@ from workers.teacher.accuracy import measure_teacher
 from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.inference import infer_blocks
-from workers.teacher.plan_caches import plan_caches, prepare_data
+from workers.teacher.plan_caches import plan_caches
 from workers.teacher.preflight.check import check
 from workers.teacher.preflight.views import check_views
 from workers.teacher.recheck import recheck_rows
@@ -99,7 +99,7 @@ class Setting:
             training=SMALL.model_copy(update={"epochs": 1}),
         )
         self.plan = self.filled(self.job)
-        data = prepare_data(self.job.dataset, self.folders, ignore, never)
+        data = prepare_splits(self.job.dataset, ("train", "test"), self.folders.data_root, self.folders.datasets)
         self.train, self.test = data["train"], data["test"]
         self.teacher = Teacher(path, preprocessing, threads=1, device="cpu")
 

@@ -25,7 +25,7 @@ from workers.methods.combined import PRESETS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import check_parity
-from workers.tools.parity_report import BOUND, Comparison, ParityReport, Spread
+from workers.tools.parity_report import BOUND, ParityComparison, ParityReport, Spread
 from workers.training.loop import train_run
 
 DTYPES = ("float16", "float32")
@@ -148,7 +148,7 @@ def test_parity_trains_the_student_as_a_run_does(method: str, kept: Kept, tmp_pa
 def test_parity_is_decided_by_the_worst_step_of_loss_and_of_gradient(
     loss: float, gradient: float, agrees: bool
 ) -> None:
-    assert Comparison(Spread(0.0, loss), Spread(0.0, gradient), Spread(1.0, 1.0)).agrees is agrees
+    assert ParityComparison(Spread(0.0, loss), Spread(0.0, gradient), Spread(1.0, 1.0)).agrees is agrees
 
 
 def test_parity_finds_rows_in_another_order(kept: Kept, rewritten: Callable[..., Kept]) -> None:

@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from tests.support.digits import Digits
 from workers.events import ignore, never
-from workers.methods.temperature_bins import CELLS, Distribution
+from workers.methods.temperature_bins import CELLS, TemperatureDistribution
 from workers.run_files import EVENT_FILE
 from workers.training.event_file import write_event_file
 from workers.training.loop import train_run
@@ -75,7 +75,10 @@ def test_event_file_is_a_function_of_the_metrics(tmp_path: Path) -> None:
 
 
 def test_event_file_has_histograms_of_temperatures_that_vary(tmp_path: Path) -> None:
-    constant, varying = Distribution(4.0, 0.0), Distribution(3.0, 1.0, np.bincount([177, 177, 178], minlength=CELLS))
+    constant, varying = (
+        TemperatureDistribution(4.0, 0.0),
+        TemperatureDistribution(3.0, 1.0, np.bincount([177, 177, 178], minlength=CELLS)),
+    )
     epochs = [epoch_document(2, {"student": NetworkTemperatures(varying, constant)})]
     write_event_file(tmp_path / EVENT_FILE, METRICS, document(epochs))
     [(key, histogram)] = histograms(tmp_path / EVENT_FILE).items()

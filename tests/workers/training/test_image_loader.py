@@ -30,6 +30,7 @@ from workers.config.views import Augmentation, CropFlip, NoAugmentation, Resized
 from workers.data import prepare as preparation
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
+from workers.data.prepared_writer import MARGIN_BYTES
 from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Epoch, Log, ignore
 from workers.pipeline import run_job, train_supervised
@@ -117,7 +118,7 @@ def test_no_decoded_copy_is_kept_of_files(root: Path) -> None:
 
 
 def test_only_what_is_kept_needs_room(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = preparation._MARGIN_BYTES + SAMPLES * HEIGHT * WIDTH
+    free = MARGIN_BYTES + SAMPLES * HEIGHT * WIDTH
     usage = shutil.disk_usage(root)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
     with pytest.raises(DiskLow, match="storage 'files', which keeps no decoded copy"):

@@ -299,7 +299,7 @@ def test_metrics_that_are_not_numbers_end_the_run_and_keep_no_checkpoint(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = {"top1": 0.5, "top5": 1.0, "nll": math.nan, "ece": 0.1, "agreement": None, "kl_to_teacher": None}
-    monkeypatch.setattr("workers.training.loop.evaluate_splits", lambda *_: measured)
+    monkeypatch.setattr("workers.training.run.RunState.evaluate", lambda *_: measured)
     with pytest.raises(NotFinite, match=r"nll of method 'kd' is nan after epoch 1"):
         train_run(digits.order("kd", tmp_path), ignore, never)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -436,7 +436,7 @@ def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("without_onnx")
 def test_step_events_tell_progress(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.training.run._STEP_EVENT_SECONDS", 0.0)
+    monkeypatch.setattr("workers.training.step_reports.INTERVAL_S", 0.0)
     events: list[object] = []
     train_run(digits.order("ce", tmp_path, SMALL.model_copy(update={"epochs": 1})), events.append, never)
     steps = [event for event in events if isinstance(event, Step)]

@@ -392,8 +392,8 @@ def test_tf32_is_for_training_alone_and_only_where_a_job_asks_for_it(
         return noted
 
     monkeypatch.setattr("workers.training.loop.compute_step", noting("step", loop.compute_step))
-    for name in ("evaluate_splits", "evaluate_with_logits"):
-        monkeypatch.setattr(loop, name, noting("evaluation", getattr(loop, name)))
+    for owner, name in ((RunState, "evaluate"), (loop, "evaluate_with_logits")):
+        monkeypatch.setattr(owner, name, noting("evaluation", getattr(owner, name)))
     training = SMALL.model_copy(update={"epochs": 1, "precision": precision})
     result = train_run(digits.order("ce", tmp_path, training), ignore, never)
     assert seen == {"step": {(precision == "tf32",) * 2}, "evaluation": {(False, False)}}

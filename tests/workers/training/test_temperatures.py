@@ -14,7 +14,7 @@ from tests.support.method_inputs import POLICIES, alone, evaluate, ordinary
 from workers.events import ignore, never
 from workers.methods.losses import Kl
 from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS
-from workers.methods.temperature_bins import BINS, CELLS, EDGES, QUANTILES, Distribution, count
+from workers.methods.temperature_bins import BINS, CELLS, EDGES, QUANTILES, TemperatureDistribution, count
 from workers.objective.results import Objective
 from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.training.epoch_sums import EpochSums, Reading
@@ -67,7 +67,7 @@ def test_objective_shows_the_papers_temperature_of_the_term_whose_divisors_it_sh
 @pytest.mark.parametrize("spread", [0.0, 1e-3, 0.3, 2.0])
 def test_distribution_quantiles_are_those_of_the_values_to_a_bin(spread: float) -> None:
     values_N = 13.26 * torch.exp(spread * torch.randn(4000, generator=torch.Generator().manual_seed(0)))
-    found = Distribution(0.0, 0.0, cells_of(values_N)).quantiles()
+    found = TemperatureDistribution(0.0, 0.0, cells_of(values_N)).quantiles()
     expected = np.quantile(values_N.numpy(), QUANTILES)
     assert [*found] == NAMES
     for name, value in zip(NAMES, expected, strict=True):
@@ -77,7 +77,7 @@ def test_distribution_quantiles_are_those_of_the_values_to_a_bin(spread: float) 
 def test_distribution_counts_what_lies_outside_of_all_bins() -> None:
     cells_X = cells_of(torch.tensor([1e-9, 2.0**-10, 1.0, 2.0**14, 1e9, 3e9]))
     assert (cells_X[0], cells_X[-1], cells_X.sum()) == (1, 3, 6)
-    document = Distribution(1.0, 0.0, cells_X).document()
+    document = TemperatureDistribution(1.0, 0.0, cells_X).document()
     assert (document["below"], document["above"], document["first_bin"]) == (1, 3, 0)
     # 1 is where the 161st bin begins.
     assert document["counts"] == [1, *[0] * 159, 1]
@@ -93,9 +93,9 @@ def test_distribution_of_a_cache_is_counted_as_on_the_device() -> None:
 
 
 def test_distribution_of_a_constant_has_no_counts() -> None:
-    document = Distribution(4.0, 0.0).document()
+    document = TemperatureDistribution(4.0, 0.0).document()
     assert document == {"mean": 4.0, "std": 0.0, **dict.fromkeys(NAMES, 4.0)}
-    empty = Distribution(0.0, 0.0, np.zeros(CELLS, np.int64)).document()
+    empty = TemperatureDistribution(0.0, 0.0, np.zeros(CELLS, np.int64)).document()
     assert (empty["q50"], empty["counts"]) == (None, [])
 
 

@@ -9,8 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from workers.errors import InvalidMethod
 from workers.methods.cache_statistics import CacheStatistic
-from workers.methods.expression import TEACHER_STATISTICS, Array
-from workers.methods.expression import Expression as ParsedExpression
+from workers.methods.expression import TEACHER_STATISTICS, Array, ParsedExpression
 from workers.methods.expression_parser import parse
 from workers.methods.policies.base import Policy, PolicyBatch, Statistics, Temperatures
 from workers.spec import Flag
