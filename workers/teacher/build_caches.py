@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from store import CacheCorrupt, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
+from workers.config.cached_augmentation import read_recipe
 from workers.config.combination import Combination
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -24,9 +26,10 @@ from workers.data import prepared
 from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.files import alone
 from workers.teacher.cache_plan import CacheBuild, CachePlan, EncodingCheck
+from workers.teacher.cached_views import CachedViews
 from workers.teacher.combine import combine_blocks
 from workers.teacher.encoding_check import check_lossy_encoding
-from workers.teacher.inference import AUGMENTATION, infer_here, inference_batch
+from workers.teacher.inference import infer_here, inference_batch
 from workers.teacher.sessions import Device
 
 
@@ -134,9 +137,7 @@ def missing_blocks(
             spec=spec,
             threads=threads,
             device=device,
-            batch_size=inference_batch(
-                teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation)
-            ),
+            batch_size=inference_batch(teacher, dataset, spec.block_rows, read_recipe(spec.augmentation)),
             forwards=forwards_in,
         )
 
@@ -262,7 +263,9 @@ def _judge(spec: CacheSpec, check: EncodingCheck, folders: Folders, emit: Emit) 
     """Judge a lossy cache by its first block, which is there. Raises LossyCache."""
     reference = read_reference(folders.caches, spec)
     dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
-    labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
+    labels_R = torch.from_numpy(
+        CachedViews.of(spec, dataset).heavier_labels(dataset, 0, np.arange(len(reference.exact)))
+    )
     check_lossy_encoding(check, spec, reference, labels_R, emit=emit)
 
 

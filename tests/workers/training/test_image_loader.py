@@ -338,7 +338,7 @@ def test_an_error_of_a_worker_keeps_its_class_and_its_words(root: Path, processe
     listed = files(root, root / "work")
     picture = listed.files.path(11)
     damage(picture, "longer")
-    stream = PictureStream(listed.files, RECIPES[1], processes, CPU)
+    stream = PictureStream(listed.files, (RECIPES[1],), processes, CPU)
     with contextlib.closing(stream):
         batches = stream.batches(work(listed, RECIPES[1]))
         assert next(batches)[0].shape == (8, HEIGHT, WIDTH, 3)
@@ -366,7 +366,7 @@ def test_small_shared_memory_costs_workers_and_loses_no_batch(both: tuple[Decode
     found = on_a_small_disk("200k", Path("/dev/shm"), listed.path, module="tests.support.small_shared_memory")
     with contextlib.closing(feed(listed, LARGE)) as feeding:
         of_epoch = digest(tuple(seen.images for seen in batch.views) for batch in feeding.epoch(0))
-    with contextlib.closing(PictureStream(listed.files, LARGE, 0, CPU)) as stream:
+    with contextlib.closing(PictureStream(listed.files, (LARGE,), 0, CPU)) as stream:
         in_order = digest(stream.batches(work(listed, LARGE)))
     assert found["made"] == [of_epoch, in_order, in_order]
     assert found["workers"] == [0, 1]
@@ -444,7 +444,7 @@ def test_an_epoch_after_one_that_was_left_while_it_waited_is_heard_as_well(root:
 
     with (
         contextlib.closing(Stuck(listed.files.path(11))),
-        contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
+        contextlib.closing(PictureStream(listed.files, (RECIPES[1],), 1, CPU)) as stream,
     ):
         for _ in range(2):
             with pytest.raises(Heard):
@@ -457,7 +457,7 @@ def test_a_batch_that_never_comes_has_the_run_start_again(root: Path, monkeypatc
     waits = []
     with (
         contextlib.closing(Stuck(listed.files.path(11))) as stuck,
-        contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
+        contextlib.closing(PictureStream(listed.files, (RECIPES[1],), 1, CPU)) as stream,
     ):
         batches = stream.batches(work(listed, RECIPES[1]), lambda: waits.append(stuck.is_read()))
         with pytest.raises(BatchOverdue, match="does the file system of the dataset answer") as caught:
@@ -475,7 +475,7 @@ if __name__ == "__main__":
     from workers.training.image_loader import PictureStream
 
     listed = open_prepared(Path(sys.argv[1]), sys.argv[2])
-    stream = PictureStream(listed.files, RECIPES[0], 1, CPU)
+    stream = PictureStream(listed.files, (RECIPES[0],), 1, CPU)
     next(stream.batches(work(listed, RECIPES[0])))
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     sys.stdin.read()
