@@ -21,7 +21,7 @@ from workers.config.combination import (
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
 from workers.config.initial_weights import InitialWeights
-from workers.config.method_views import check_views
+from workers.config.method_views import check_views, second_view_warnings
 from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
@@ -221,7 +221,7 @@ class Plan(Spec):
         """Sentences about what is probably not meant, and is done all the same."""
         told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
         shortfalls = tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
-        return (*shortfalls, *self._baseline_warnings())
+        return (*shortfalls, *self._baseline_warnings(), *second_view_warnings(self.methods, self.views))
 
     def _baseline_warnings(self) -> tuple[str, ...]:
         """Of runs without a teacher that see fewer views than they could: one sentence, or none."""

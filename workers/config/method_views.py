@@ -1,4 +1,4 @@
-"""Checks of a job's methods against its views: enough of them, second views that are seen, labels of mixed pictures."""
+"""Checks of a job's methods against its views: enough of them, labels of mixed pictures, second views that are seen."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ from workers.methods.combined import PRESETS
 
 
 def check_views(methods: Sequence[MethodChoice], views: Views) -> None:
-    """Refuse methods that these views do not serve, and second views that none of them would see.
+    """Refuse methods that these views do not serve.
 
     Raises:
         InvalidJob: naming the method.
@@ -20,14 +20,18 @@ def check_views(methods: Sequence[MethodChoice], views: Views) -> None:
                 f"method {method.label!r} compares two views of each sample, and views.count is "
                 f"{views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
             )
-    if methods and has_second_view(views.augmentation) and all(method.expand().views == 1 for method in methods):
-        raise InvalidJob(
-            "views.augmentation has a second_view, which methods that compare two views of a sample see alone, and "
-            f"{_listed(method.label for method in methods)} see one: leave second_view out, or take one of "
-            f"{_listed(_of_two_views())}"
-        )
     if is_mixed(views.augmentation):
         _check_mixed(methods, views)
+
+
+def second_view_warnings(methods: Sequence[MethodChoice], views: Views) -> tuple[str, ...]:
+    """Say that no method sees the second views: one sentence, or none."""
+    if not has_second_view(views.augmentation) or any(method.expand().views > 1 for method in methods):
+        return ()
+    return (
+        f"views.augmentation has a second_view, and no method compares two views of a sample: {views.count // 2} of "
+        f"{views.count} cached views are seen by no run; leave second_view out, or take {' or '.join(_of_two_views())}",
+    )
 
 
 def _check_mixed(methods: Iterable[MethodChoice], views: Views) -> None:

@@ -25,8 +25,10 @@ from tests.support.full_disk import on_a_small_disk
 from workers.augmentation.draw import draw
 from workers.cluster.outcomes import outcome
 from workers.config.job import JobSpec
+from workers.config.mixing import CutMix, Mixup
+from workers.config.operations import RandAugment, SecondView
 from workers.config.task import Folders
-from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, has_second_view
 from workers.data import prepare as preparation
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
@@ -42,10 +44,12 @@ ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 CLASSES, EACH, HEIGHT, WIDTH = ("ant", "bee", "cat"), 9, 20, 24
 SAMPLES = len(CLASSES) * EACH
+STRONG = RandAugment(magnitude=10)
 RECIPES: tuple[Augmentation, ...] = (
     NoAugmentation(),
     CropFlip(pad=3),
     ResizedCrop(size=(12, 10), scale=(0.3, 1.0)),
+    CropFlip(mixup=Mixup(probability=0.5), cutmix=CutMix(probability=0.5), second_view=SecondView(rand_augment=STRONG)),
 )
 # Of which a batch has 288,000 bytes.
 LARGE = ResizedCrop(size=(120, 100), scale=(0.3, 1.0))
@@ -249,7 +253,8 @@ def test_a_picture_of_another_size_is_refused_even_if_its_file_looks_the_same(ro
 
 
 def plan(recipe: Augmentation) -> Views:
-    return Views(augmentation=recipe, count=1 if isinstance(recipe, NoAugmentation) else 3, seed=5)
+    count = 1 if isinstance(recipe, NoAugmentation) else 4 if has_second_view(recipe) else 3
+    return Views(augmentation=recipe, count=count, seed=5)
 
 
 def feed(
@@ -281,7 +286,7 @@ def bytes_of(batches: Iterator) -> list[list[bytes]]:
     ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
+@pytest.mark.parametrize("recipe", RECIPES, ids=["none", "crop_flip", "resized_crop", "mixed"])
 @pytest.mark.parametrize("per_step", [1, 2])
 def test_batches_are_those_of_the_decoded_copy(
     both: tuple[DecodedDataset, FilesDataset], recipe: Augmentation, per_step: int
