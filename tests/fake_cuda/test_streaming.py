@@ -34,7 +34,7 @@ def _streamed(root: str) -> dict[str, Any]:
     device, recipe = torch.device("cuda:0"), RECIPES[2]
     torch.cuda.synchronize(device)
     listed = files(Path(root), Path(root) / "work")
-    stream = PictureStream(listed.files, recipe, 0, device)
+    stream = PictureStream(listed.files, (recipe,), 0, device)
     batches = stream.batches(work(listed, recipe))
     first = next(batches)
     with counting() as counts:

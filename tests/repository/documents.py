@@ -28,6 +28,7 @@ from workers.config import recipes as job_recipes
 from workers.data.kinds.base import DatasetKind
 from workers.data.kinds.registry import KINDS as DATASET_KINDS
 from workers.methods.catalog import describe, describe_losses, describe_policies
+from workers.methods.combined import PRESETS
 from workers.students.catalog import OWN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,8 @@ def methods() -> str:
                 for name, value in entry["defaults"]["cifar"].items()
                 if isinstance(value, int | float) and value
             )
+            if second_view := PRESETS[entry["id"]].second_view:
+                defaults += f"; `second_view` {_parts(second_view)}"
             yield f"`{entry['id']}`", entry["title"], entry["formula"], defaults, entry["paper"], entry["verified"]
 
     return _table("| method | title | loss | CIFAR defaults | paper | checked against |", rows())

@@ -38,7 +38,7 @@ def report(listed: FilesDataset) -> dict[str, object]:
     # Another program may take the room in between.
     image_loader._QUEUES_BYTES = 0
     with contextlib.closing(
-        PictureStream(listed.files, LARGE, 1, CPU, emit=lambda log: warnings.append(log.message))
+        PictureStream(listed.files, (LARGE,), 1, CPU, emit=lambda log: warnings.append(log.message))
     ) as stream:
         made += [digest(stream.batches(work(listed, LARGE))) for _ in range(2)]
         workers.append(len(multiprocessing.active_children()))

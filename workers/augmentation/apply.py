@@ -3,13 +3,15 @@
 The drawn boxes are cut out of uint8 pictures with integer arithmetic only. So every student, every machine, every
 batch size and order, and CPU and CUDA see the same bytes, and nothing about the augmentation has to be stored.
 
-Operations on the colours and the like follow (``operations``). Not done here: mixing of samples, or smoothing before
-shrinking: a picture made smaller than half skips pixels, so prepare datasets near the size at which they are used.
+Operations on the colours and the like follow (``operations``), and mixing with a view of another sample (``mixing``).
+Not done here: smoothing before shrinking: a picture made smaller than half skips pixels, so prepare datasets near the
+size at which they are used.
 
 Legend: B samples of a batch, H x W pixels in, h x w pixels out, C channels, r = w * C values of an output row.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -20,9 +22,19 @@ from torch import Tensor
 
 from workers.augmentation.draw import BOX_ROWS, ViewParameters, draw
 from workers.augmentation.draw_operations import steps_of
+from workers.augmentation.mixing import mix_halves, split_mixed
 from workers.augmentation.operations import apply_steps, erase
+from workers.augmentation.parts import parts
 from workers.config.teacher import Preprocessing
-from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+from workers.config.views import (
+    Augmentation,
+    CropFlip,
+    NoAugmentation,
+    ResizedCrop,
+    is_mixed,
+    output_size,
+    without_mixing,
+)
 from workers.errors import InvalidDataset
 
 # Positions and weights of the bilinear kernel have 11 fractional bits (as OpenCV's have), so that
@@ -30,17 +42,13 @@ from workers.errors import InvalidDataset
 _BITS = 11
 _ONE = 1 << _BITS
 
-# Elements of one int32 intermediate. Half a MiB stays in a core's cache and below the size for which
-# malloc asks for fresh pages (twice as fast as a whole batch); a GPU wants much work at once.
-_CHUNK_CPU = 1 << 17
-_CHUNK_DEVICE = 1 << 25
-
 
 def apply(images_BHWC: Tensor, recipe: Augmentation, parameters: ViewParameters) -> Tensor:
     """Make the views: uint8 [B, H, W, C] on any device -> uint8 [B, h, w, C] on the same.
 
     Integers only, so the bytes are the same on every device and for every split into batches, an empty one
-    included. The recipe ``none`` returns the given tensor itself.
+    included. The recipe ``none`` returns the given tensor itself. Of mixed views the pictures are [2B, H, W, C]: those
+    of ``draw.pictures_of``.
 
     Raises:
         InvalidDataset: the pictures are not uint8 [B, H, W, C].
@@ -56,6 +64,8 @@ def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor
         InvalidDataset, ValueError: as ``apply``.
     """
     _check_images(images_BHWC)
+    if is_mixed(recipe):
+        return _apply_mixed(images_BHWC, recipe, parameters_PB)
     if parameters_PB.shape[1] != len(images_BHWC):
         raise ValueError(f"{len(images_BHWC)} pictures with parameters of {parameters_PB.shape[1]}")
     if not len(images_BHWC):
@@ -71,6 +81,39 @@ def apply_table(images_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor
     return finish(views, recipe, parameters_PB)
 
 
+def _apply_mixed(images_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor) -> Tensor:
+    """Make views and those that they are mixed with, all at once, and mix them."""
+    both, mixing_5B = split_mixed(parameters_PB)
+    views = apply_table(images_BHWC, without_mixing(recipe), both)
+    return mix_halves(views, recipe, mixing_5B)
+
+
+def apply_tables(images_BHWC: Tensor, recipes: Sequence[Augmentation], tables: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Make several views of the same B samples.
+
+    Args:
+        images_BHWC: of ``draw.pictures_of`` all these views.
+        recipes, tables: of each view, as of ``apply_table``.
+    """
+    batch = tables[0].shape[1]
+    own = images_BHWC[:batch]
+    others = [images_BHWC[start : start + batch] for start in range(batch, len(images_BHWC), max(batch, 1))]
+    if len(others) < 2:
+        return tuple(apply_table(images_BHWC, recipe, table) for recipe, table in zip(recipes, tables, strict=True))
+    return tuple(
+        apply_table(torch.cat([own, other]), recipe, table)
+        for other, recipe, table in zip(others, recipes, tables, strict=True)
+    )
+
+
+def apply_all(
+    images_BHWC: Tensor, recipes: Sequence[Augmentation], drawn: Sequence[ViewParameters]
+) -> tuple[Tensor, ...]:
+    """``apply_tables`` of what was drawn for each view."""
+    tables = [torch.from_numpy(each.table()).to(images_BHWC.device) for each in drawn]
+    return apply_tables(images_BHWC, recipes, tables)
+
+
 def finish(views_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor) -> Tensor:
     """Do a recipe's operations to views that were cut out: uint8 [B, h, w, C] -> the same shape; perhaps in place."""
     rows_RB = parameters_PB[BOX_ROWS:]
@@ -78,19 +121,12 @@ def finish(views_BHWC: Tensor, recipe: Augmentation, parameters_PB: Tensor) -> T
         return views_BHWC
     steps, erasing = steps_of(recipe), recipe.random_erasing
     magnitude = 0 if recipe.rand_augment is None else recipe.rand_augment.magnitude
-    for part in _parts(views_BHWC, math.prod(views_BHWC.shape[1:])):
+    for part in parts(views_BHWC, math.prod(views_BHWC.shape[1:])):
         made = apply_steps(views_BHWC[part], steps, rows_RB[:, part], magnitude=magnitude)
         if erasing is not None:
             made = erase(made, rows_RB[2 * len(steps) :, part], erasing.value)
         views_BHWC[part] = made
     return views_BHWC
-
-
-def _parts(images: Tensor, per_sample: int) -> list[slice]:
-    """Parts of a batch whose int32 intermediates, of so many elements for each sample, are not too large."""
-    limit = _CHUNK_CPU if images.device.type == "cpu" else _CHUNK_DEVICE
-    step = max(1, limit // per_sample)
-    return [slice(start, start + step) for start in range(0, len(images), step)]
 
 
 def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
@@ -112,7 +148,7 @@ def resize(images_BHWC: Tensor, height: int, width: int) -> Tensor:
 
 
 def make_views(images_BHWC: Tensor, recipe: Augmentation, seed: int, view: int, index_B: NDArray[np.integer]) -> Tensor:
-    """Draw and make the views of the given pictures of the samples ``index_B``."""
+    """Draw and make the views of the given pictures of the samples ``index_B``, which are not mixed."""
     _check_images(images_BHWC)
     return apply(images_BHWC, recipe, draw(recipe, seed, view, index_B, *images_BHWC.shape[1:3]))
 
@@ -179,7 +215,7 @@ def _resample(images_BHWC: Tensor, size: tuple[int, int], parameters_5B: Tensor)
     """Cut out each box, resize it to ``size`` and mirror it, part by part to bound the memory."""
     batch, _, width, channels = images_BHWC.shape
     result = images_BHWC.new_empty((batch, *size, channels))
-    for part in _parts(images_BHWC, size[0] * max(size[1], width) * channels):
+    for part in parts(images_BHWC, size[0] * max(size[1], width) * channels):
         result[part] = _bilinear(images_BHWC[part], size, parameters_5B[:, part])
     return result
 

@@ -54,7 +54,7 @@ def draw_boxes(
     for attempt in range(_TRIES):
         slot = first_slot + 2 + 2 * attempt
         area = height * width * (least + unit(words(slot)[pending]) * (most - least))
-        ratio = _exp(log_ratio[0] + unit(words(slot + 1)[pending]) * (log_ratio[1] - log_ratio[0]))
+        ratio = exp(log_ratio[0] + unit(words(slot + 1)[pending]) * (log_ratio[1] - log_ratio[0]))
         tried_w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
         tried_h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
         fits = (tried_w > 0) & (tried_w <= width) & (tried_h > 0) & (tried_h <= height)
@@ -75,7 +75,7 @@ def _log(value: float) -> float:
     return float(Context(prec=40).ln(Decimal(value)))
 
 
-def _exp(x: Floats) -> Floats:
+def exp(x: Floats) -> Floats:
     """e**x from operations that IEEE 754 fixes: Taylor's series of x / 1024, squared ten times."""
     reduced = x * 2.0**-10
     result = np.ones_like(reduced)

@@ -241,13 +241,13 @@ def erase(views_BHWC: Tensor, boxes_4B: Tensor, value: int) -> Tensor:
     """Fill the box of each view with a level; ``boxes_4B`` is int64, in cells of the grid."""
     _, height, width, _ = views_BHWC.shape
     top_B1, left_B1, high_B1, wide_B1 = boxes_4B[:, :, None].unbind()
-    is_row_BH = _is_within(top_B1, high_B1, height)
-    is_column_BW = _is_within(left_B1, wide_B1, width)
+    is_row_BH = is_within(top_B1, high_B1, height)
+    is_column_BW = is_within(left_B1, wide_B1, width)
     is_erased = is_row_BH[:, :, None, None] & is_column_BW[:, None, :, None]
     return views_BHWC.masked_fill(is_erased, value)
 
 
-def _is_within(start_B1: Tensor, cells_B1: Tensor, pixels: int) -> Tensor:
+def is_within(start_B1: Tensor, cells_B1: Tensor, pixels: int) -> Tensor:
     """Whether the middle of each pixel lies within ``cells`` of the grid from ``start`` on, bool [B, pixels]."""
     middle = (2 * torch.arange(pixels, device=start_B1.device) + 1) * (GRID // 2)
     return (middle >= start_B1 * pixels) & (middle < (start_B1 + cells_B1) * pixels)

@@ -10,8 +10,9 @@ Legend: B pictures of a batch, H x W pixels in, h x w pixels out, C channels.
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.augmentation.draw import ViewParameters
-from workers.augmentation.single import apply_single, finish_single, resize_single
+from store.counter_rng import Ints
+from workers.augmentation.draw import BOX_ROWS, ViewParameters
+from workers.augmentation.single import apply_single, finish_single, mix_single, resize_single
 from workers.config.teacher import Interpolation, Preprocessing
 from workers.config.views import Augmentation, ResizedCrop
 from workers.errors import InvalidTeacher
@@ -54,13 +55,31 @@ def fit_pictures(pictures_BHWC: Pictures, preprocessing: Preprocessing) -> Pictu
 
 
 def fit_view(
-    picture_HWC: Pictures, recipe: Augmentation, parameters: ViewParameters, preprocessing: Preprocessing
+    picture_HWC: Pictures,
+    recipe: Augmentation,
+    parameters: ViewParameters,
+    preprocessing: Preprocessing,
+    *,
+    other_HWC: Pictures | None = None,
 ) -> Pictures:
-    """Make a view of one picture as the teacher sees it, uint8 [h, w, C], as ``teacher.preprocess.fit_views`` does."""
+    """Make a view of one picture as the teacher sees it, uint8 [h, w, C], as ``teacher.preprocess.fit_views`` does.
+
+    Args:
+        other_HWC: the picture that a mixed view is mixed with.
+    """
     size, interpolation = preprocessing.size, preprocessing.interpolation
     if size is None or interpolation is None or not isinstance(recipe, ResizedCrop):
-        return fit_picture(apply_single(picture_HWC, recipe, parameters), preprocessing)
-    return finish_single(resample_boxes(picture_HWC[None], parameters, size, interpolation)[0], recipe, parameters)
+        return fit_picture(apply_single(picture_HWC, recipe, parameters, other_HWC), preprocessing)
+
+    def of_one(image_HWC: Pictures, drawn: ViewParameters) -> Pictures:
+        boxes = resample_boxes(image_HWC[None], drawn.table()[:BOX_ROWS], size, interpolation)
+        return finish_single(boxes[0], recipe, drawn)
+
+    own = of_one(picture_HWC, parameters)
+    if parameters.mixing is None or parameters.other is None:
+        return own
+    assert other_HWC is not None
+    return mix_single(own, of_one(other_HWC, parameters.other), parameters.mixing)
 
 
 def resized_size(preprocessing: Preprocessing, height: int, width: int) -> Size:
@@ -73,16 +92,17 @@ def resized_size(preprocessing: Preprocessing, height: int, width: int) -> Size:
             return size
 
 
-def resample_boxes(
-    pictures_BHWC: Pictures, parameters: ViewParameters, size: Size, interpolation: Interpolation
-) -> Pictures:
+def resample_boxes(pictures_BHWC: Pictures, boxes_5B: Ints, size: Size, interpolation: Interpolation) -> Pictures:
     """Cut out the box of each picture, resize it to ``size`` and mirror it, uint8 [B, h, w, C].
 
     As torchvision's ``RandomResizedCrop``: pixels beyond a box have no part in it.
+
+    Args:
+        boxes_5B: the first rows of a ``ViewParameters.table``.
     """
     made = np.empty((len(pictures_BHWC), *size, pictures_BHWC.shape[3]), dtype=np.uint8)
-    boxes = parameters.table()[:5].T.tolist()
-    for into, picture, (top, left, height, width, flip) in zip(made, pictures_BHWC, boxes, strict=True):
+    for into, picture, box in zip(made, pictures_BHWC, boxes_5B.T.tolist(), strict=True):
+        top, left, height, width, flip = box
         resized = resample(picture[top : top + height, left : left + width], size, interpolation)
         into[...] = resized[:, ::-1] if flip else resized
     return made

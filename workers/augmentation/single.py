@@ -6,14 +6,17 @@ batches there.
 Legend: H x W pixels in, h x w pixels out, C channels.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from store.counter_rng import Ints
 from workers.augmentation.draw import BOX_ROWS, ViewParameters, draw
-from workers.augmentation.draw_operations import Kind, steps_of
-from workers.augmentation.single_operations import apply_step, erase_single
-from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
+from workers.augmentation.draw_mixing import MixingParameters
+from workers.augmentation.draw_operations import FRACTION, FRACTION_BITS, Kind, steps_of
+from workers.augmentation.single_operations import apply_step, erase_single, is_within
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size, recipe_of_view
 from workers.spec import Size
 
 Picture = NDArray[np.uint8]
@@ -23,20 +26,64 @@ _BITS = 11
 _ONE = 1 << _BITS
 
 
-def make_view(image_HWC: Picture, recipe: Augmentation, seed: int, view: int, *, sample: int) -> Picture:
+def make_view(
+    image_HWC: Picture,
+    recipe: Augmentation,
+    seed: int,
+    view: int,
+    *,
+    sample: int,
+    partners_P: Ints | None = None,
+    take: Callable[[int], Picture] | None = None,
+) -> Picture:
     """Draw and make one view of the picture of a sample: uint8 [H, W, C] -> uint8 [h, w, C].
 
     Args:
         seed: of the augmentation.
         view: its number, from 0.
         sample: the picture's place in its split.
+        partners_P: as of ``draw.draw``.
+        take: gives the picture of a place, for a view that is mixed with another.
     """
-    drawn = draw(recipe, seed, view, np.array([sample]), height=image_HWC.shape[0], width=image_HWC.shape[1])
-    return apply_single(image_HWC, recipe, drawn)
+    recipe, (height, width) = recipe_of_view(recipe, view), image_HWC.shape[:2]
+    drawn = draw(recipe, seed, view, np.array([sample]), height=height, width=width, partners_P=partners_P)
+    return apply_single(image_HWC, recipe, drawn, other_of(drawn, take))
 
 
-def apply_single(image_HWC: Picture, recipe: Augmentation, parameters: ViewParameters) -> Picture:
-    """Make the view that was drawn, uint8 [h, w, C], as ``apply.apply`` does; ``parameters`` are of one sample."""
+def other_of(parameters: ViewParameters, take: Callable[[int], Picture] | None) -> Picture | None:
+    """Picture that the view of one sample is mixed with; None for a view that is not mixed."""
+    if parameters.mixing is None or take is None:
+        return None
+    return take(int(parameters.mixing.sample[0]))
+
+
+def apply_single(
+    image_HWC: Picture, recipe: Augmentation, parameters: ViewParameters, other_HWC: Picture | None = None
+) -> Picture:
+    """Make the view that was drawn, uint8 [h, w, C], as ``apply.apply`` does.
+
+    Args:
+        parameters: of one sample.
+        other_HWC: the picture that a mixed view is mixed with.
+    """
+    own = _apply_one(image_HWC, recipe, parameters)
+    if parameters.mixing is None or parameters.other is None:
+        return own
+    if other_HWC is None:
+        raise ValueError("the view is mixed with that of another picture: give it")
+    return mix_single(own, _apply_one(other_HWC, recipe, parameters.other), parameters.mixing)
+
+
+def mix_single(own_HWC: Picture, other_HWC: Picture, mixing: MixingParameters) -> Picture:
+    """Mix two views, uint8 [H, W, C], as ``mixing.mix`` does; ``mixing`` is of one sample."""
+    weight, top, left, height, width = mixing.table()[:, 0].tolist()
+    total = own_HWC.astype(np.int64) * weight + other_HWC.astype(np.int64) * (FRACTION - weight) + FRACTION // 2
+    mixed = (total >> FRACTION_BITS).astype(np.uint8)
+    is_row, is_column = is_within(top, height, mixed.shape[0]), is_within(left, width, mixed.shape[1])
+    return np.where((is_row[:, None] & is_column)[..., None], other_HWC, mixed)
+
+
+def _apply_one(image_HWC: Picture, recipe: Augmentation, parameters: ViewParameters) -> Picture:
     match recipe:
         case NoAugmentation():
             return image_HWC

@@ -122,11 +122,11 @@ def erase_single(view_HWC: Picture, box_4: Ints, value: int) -> Picture:
     """Fill a box, in cells of the grid, with a level."""
     top, left, height, width = box_4.tolist()
     rows, columns = view_HWC.shape[:2]
-    is_row = _is_within(top, height, rows)
-    is_column = _is_within(left, width, columns)
+    is_row = is_within(top, height, rows)
+    is_column = is_within(left, width, columns)
     return np.where((is_row[:, None] & is_column)[..., None], np.uint8(value), view_HWC)
 
 
-def _is_within(start: int, cells: int, pixels: int) -> NDArray[np.bool_]:
+def is_within(start: int, cells: int, pixels: int) -> NDArray[np.bool_]:
     middle = (2 * np.arange(pixels) + 1) * (GRID // 2)
     return (middle >= start * pixels) & (middle < (start + cells) * pixels)

@@ -41,6 +41,10 @@ class ViewsDraft(Views):
     def _distinct(self) -> Self:
         return self if "augmentation" not in self.model_fields_set else self._check_distinct()
 
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        return self if "count" not in self.model_fields_set else self._check_pairs()
+
 
 class PlanDraft(Plan):
     """A plan as a client writes it; what it leaves out, ``filled`` fills in."""

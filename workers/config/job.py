@@ -21,6 +21,7 @@ from workers.config.combination import (
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
 from workers.config.initial_weights import InitialWeights
+from workers.config.method_views import check_views, second_view_warnings
 from workers.config.recipes import Recipe
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
@@ -145,12 +146,7 @@ class Plan(Spec):
 
     @model_validator(mode="after")
     def _enough_views(self) -> Self:
-        for method in self.methods:
-            if method.expand().views > self.views.count:
-                raise InvalidJob(
-                    f"method {method.label!r} compares two views of each sample, and views.count is "
-                    f"{self.views.count}: use 2 or more, with the recipe crop_flip or resized_crop"
-                )
+        check_views(self.methods, self.views)
         return self
 
     @model_validator(mode="after")
@@ -225,7 +221,7 @@ class Plan(Spec):
         """Sentences about what is probably not meant, and is done all the same."""
         told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
         shortfalls = tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
-        return (*shortfalls, *self._baseline_warnings())
+        return (*shortfalls, *self._baseline_warnings(), *second_view_warnings(self.methods, self.views))
 
     def _baseline_warnings(self) -> tuple[str, ...]:
         """Of runs without a teacher that see fewer views than they could: one sentence, or none."""
@@ -241,7 +237,7 @@ class Plan(Spec):
 
     def views_of(self, run: RunSpec) -> Views:
         """Views that a run trains on: fresh ones where the job has them, it needs no teacher, and they are others."""
-        is_fresh = self.views.fresh and self.training.epochs > self.views.count
+        is_fresh = self.views.fresh and self.training.epochs > self.views.distinct
         if is_fresh and not run.method.expand().needs_teacher:
             return self.views
         return self.views.model_copy(update={"fresh": None})

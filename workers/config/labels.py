@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from workers.config.job import Plan
+from workers.config.views import is_mixed
 from workers.errors import InvalidJob
 from workers.events import Split
 from workers.methods.combined import PRESETS
@@ -86,6 +87,12 @@ def class_warnings(classes_of_dataset: int, outputs: int | None) -> tuple[str, .
 def _check_methods(plan: Plan, total: int, known: int) -> None:
     if known == total:
         return
+    if known and is_mixed(plan.views.augmentation) and any(method.ce_weight > 0 for method in _expanded(plan)):
+        raise InvalidJob(
+            f"views are mixed with those of other pictures, and {known:,} of {total:,} training pictures have a label: "
+            "a picture that is mixed of one with a label and one without has none for the cross-entropy. Leave mixup "
+            "and cutmix out, give labels to all, or take methods with ce_weight 0"
+        )
     if known and plan.training.accumulate > 1 and any(method.ce_weight > 0 for method in _expanded(plan)):
         raise InvalidJob(
             f"training.accumulate is {plan.training.accumulate}, and {known:,} of {total:,} training pictures have "

@@ -63,6 +63,26 @@ class RandomErasing(Spec):
         return self
 
 
+class SecondView(Spec):
+    """Operations of the second view of a method that compares two, in place of those of the first.
+
+    Attributes:
+        color_jitter, rand_augment, random_erasing: None leaves it out.
+    """
+
+    color_jitter: ColorJitter | None = Field(None, exclude_if=lambda given: given is None)
+    rand_augment: RandAugment | None = Field(None, exclude_if=lambda given: given is None)
+    random_erasing: RandomErasing | None = Field(None, exclude_if=lambda given: given is None)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not any((self.color_jitter, self.rand_augment, self.random_erasing)):
+            raise ValueError(
+                "second_view has no operation: give it color_jitter, rand_augment or random_erasing, or leave it out"
+            )
+        return self
+
+
 def check_ordered(**pairs: tuple[float, float]) -> None:
     """Raise ValueError if the first of a pair exceeds the second."""
     for name, (low, high) in pairs.items():

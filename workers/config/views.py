@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workers.config.operations import ColorJitter, RandAugment, RandomErasing, check_ordered
+from workers.config.mixing import CutMix, Mixup
+from workers.config.operations import ColorJitter, RandAugment, RandomErasing, SecondView, check_ordered
 from workers.spec import Flag, Positive, Seed, Size, Spec
 
 # Of a random half of the views; ``alternate``: of a random half of the samples in view 0, and of the others in view 1,
@@ -23,12 +24,30 @@ class _WithOperations(Spec):
 
     Attributes:
         color_jitter, rand_augment, random_erasing: None leaves it out.
+        mixup, cutmix: what mixes a view with that of another sample, after the operations; None mixes none. With both,
+            a view is mixed by one of them at most.
+        second_view: operations of every other view, from view 1 on, in place of these: methods that compare two views
+            of a sample see pairs of views, a view and the next. None has the same for all.
     """
 
     # Joined later, as ``Training.cuda_graph``.
     color_jitter: ColorJitter | None = Field(None, exclude_if=lambda given: given is None)
     rand_augment: RandAugment | None = Field(None, exclude_if=lambda given: given is None)
     random_erasing: RandomErasing | None = Field(None, exclude_if=lambda given: given is None)
+    mixup: Mixup | None = Field(None, exclude_if=lambda given: given is None)
+    cutmix: CutMix | None = Field(None, exclude_if=lambda given: given is None)
+    second_view: SecondView | None = Field(None, exclude_if=lambda given: given is None)
+
+    @model_validator(mode="after")
+    def _mixed_once(self) -> Self:
+        if self.mixup is not None and self.cutmix is not None:
+            together = self.mixup.probability + self.cutmix.probability
+            if together > 1.0:
+                raise ValueError(
+                    f"the probabilities of mixup and cutmix are {together:g} together, and a view is mixed by one of "
+                    "them: at most 1, such as 0.5 each"
+                )
+        return self
 
 
 class CropFlip(_WithOperations):
@@ -62,6 +81,29 @@ class ResizedCrop(_WithOperations):
 
 
 Augmentation = Annotated[NoAugmentation | CropFlip | ResizedCrop, Field(discriminator="recipe")]
+
+
+def is_mixed(recipe: Augmentation) -> bool:
+    """Whether views of a recipe are mixed with those of other samples."""
+    return not isinstance(recipe, NoAugmentation) and (recipe.mixup is not None or recipe.cutmix is not None)
+
+
+def without_mixing(recipe: Augmentation) -> Augmentation:
+    """The recipe of a view before it is mixed."""
+    return recipe.model_copy(update={"mixup": None, "cutmix": None}) if is_mixed(recipe) else recipe
+
+
+def has_second_view(recipe: Augmentation) -> bool:
+    """Whether every other view of a recipe has operations of its own."""
+    return not isinstance(recipe, NoAugmentation) and recipe.second_view is not None
+
+
+def recipe_of_view(recipe: Augmentation, view: int) -> Augmentation:
+    """The recipe of one view, in which ``second_view`` is None; as it was where all views have the same operations."""
+    if isinstance(recipe, NoAugmentation) or recipe.second_view is None:
+        return recipe
+    changes = {name: getattr(recipe.second_view, name) for name in SecondView.model_fields} if view % 2 else {}
+    return recipe.model_copy(update={**changes, "second_view": None})
 
 
 def output_size(recipe: Augmentation, height: int, width: int) -> Size:
@@ -118,6 +160,24 @@ class Views(Spec):
         return self
 
     @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        return self._check_pairs()
+
+    def _check_pairs(self) -> Self:
+        if not has_second_view(self.augmentation):
+            return self
+        if self.count % 2:
+            raise ValueError(
+                f"count is {self.count}, and with second_view every other view is a second one: give an even count"
+            )
+        if getattr(self.augmentation, "flip", None) == "alternate":
+            raise ValueError(
+                "flip is 'alternate', which goes by the number of a view, and with second_view all first views are "
+                "even: say true"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fresh_differ(self) -> Self:
         if self.fresh and self.augmentation.recipe == "none":
             raise ValueError(
@@ -126,15 +186,28 @@ class Views(Spec):
             )
         return self
 
+    @property
+    def distinct(self) -> int:
+        """Number of epochs after which a run sees the first view again: ``count``, or half of it with second views."""
+        return self.count // 2 if has_second_view(self.augmentation) else self.count
+
     def view(self, epoch: int, place: int = 0) -> int:
         """Number of the view that an epoch trains on, both counted from 0.
 
         Args:
             place: 1 for the second view of a method that compares two.
         """
+        if has_second_view(self.augmentation):
+            return 2 * (epoch if self.fresh else epoch % self.distinct) + place
         return epoch + place if self.fresh else (epoch + place) % self.count
+
+    def recipes(self, per_step: int) -> tuple[Augmentation, ...]:
+        """Recipe of each view of a step."""
+        return tuple(recipe_of_view(self.augmentation, self.view(0, place)) for place in range(per_step))
 
     def seen(self, epochs: int, per_step: int = 1) -> int:
         """Count the different views of each picture that a training of so many epochs sees, ``per_step`` at once."""
+        if has_second_view(self.augmentation):
+            return per_step * (epochs if self.fresh else min(epochs, self.distinct))
         shown = epochs + per_step - 1
         return 1 if self.augmentation.recipe == "none" else shown if self.fresh else min(shown, self.count)

@@ -73,6 +73,7 @@ class LSKDMLKD(Preset):
     title = "logit standardisation with multi-level KD, two views"
     paper = "Sun et al. CVPR 2024, arXiv 2403.01427"
     formula = "mlld whose KL terms are of z-scored logits; class and batch correlations are of raw ones"
+    second_view = multi_level.SECOND_VIEW
 
     preset: Literal["lskd_mlkd"] = "lskd_mlkd"
     ce_weight: Weight = 0.1

@@ -16,6 +16,8 @@ class Loss(MethodPart):
     Attributes:
         parts: names of the summands that the loss reports, in order.
         needs_labels: whether the true class enters the formula.
+        takes_heavier_label: whether, of a mixed picture with two classes, the authors' code takes the one with the
+            larger share for the true one.
         needs_batch: whether a sample's loss depends on the other samples of its batch.
         one_temperature: whether the formula is defined only for one teacher temperature per sample.
         shift_invariant: whether adding a constant to a row of logits changes nothing, as under softmax.
@@ -29,6 +31,7 @@ class Loss(MethodPart):
 
     parts: ClassVar[tuple[str, ...]]
     needs_labels: ClassVar[bool] = False
+    takes_heavier_label: ClassVar[bool] = False
     needs_batch: ClassVar[bool] = False
     one_temperature: ClassVar[bool] = False
     shift_invariant: ClassVar[bool] = True

@@ -79,6 +79,7 @@ class Nkd(Loss):
     paper = "Yang et al. ICCV 2023, arXiv 2303.13005"
     parts = ("target", "nontarget")
     needs_labels = True
+    takes_heavier_label = True
 
     kind: Literal["nkd"] = "nkd"
     gamma: Weight = 1.5

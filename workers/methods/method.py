@@ -114,6 +114,11 @@ class Term(Config):
         return f"policy {self.policy.kind!r}" if self.policy.reads_label else None
 
     @property
+    def reads_one_label(self) -> str | None:
+        """Part that needs one true class of a picture, as a subject; None if it does without, or takes the heavier."""
+        return None if self.loss.takes_heavier_label and not self.policy.reads_label else self.reads_label
+
+    @property
     def part_names(self) -> tuple[str, ...]:
         """Names of the loss's parts in metrics: the term's name if there is one part, else both names."""
         parts = self.loss.active_parts
@@ -173,6 +178,11 @@ class Method(Config):
     def label_readers(self) -> tuple[str, ...]:
         """Policies and losses of its terms that need the label of every sample; without any the terms need none."""
         return tuple(dict.fromkeys(term.reads_label for term in self.terms if term.reads_label is not None))
+
+    @property
+    def one_label_readers(self) -> tuple[str, ...]:
+        """Policies and losses of its terms that are not defined for a mixed picture, which has two classes."""
+        return tuple(dict.fromkeys(term.reads_one_label for term in self.terms if term.reads_one_label is not None))
 
     @property
     def needs_every_label(self) -> str | None:

@@ -36,7 +36,10 @@ def explain_not_finite(
                 what = f"the {source}'s logits of sample {sample} of the batch hold NaN or infinity"
                 return NotFinite(f"{where}{what}; {advice}", sample)
     ce_B = [
-        F.nll_loss(student.log_softmax_BC, labels_B, ignore_index=NO_LABEL, reduction="none") for student in students
+        F.nll_loss(student.log_softmax_BC, labels_B, ignore_index=NO_LABEL, reduction="none")
+        if view.mixed is None
+        else view.mixed.negative_log_likelihood(student.log_softmax_BC, labels_B)
+        for student, view in zip(students, views, strict=True)
     ]
     for part in (
         *(Summand("ce", 1.0, value_B, 1.0) for value_B in ce_B),

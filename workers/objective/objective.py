@@ -21,7 +21,6 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,6 +30,7 @@ from workers.methods.policies.base import Temperatures
 from workers.methods.policies.catalog import POLICIES
 from workers.methods.policies.expression import Expression
 from workers.methods.policies.usable import finite_if_usable
+from workers.objective.cross_entropy import cross_entropy
 from workers.objective.distillation import LOSSES
 from workers.objective.kl import compute_divergences
 from workers.objective.log_softmax import AutogradContext
@@ -38,7 +38,6 @@ from workers.objective.not_finite import explain_not_finite
 from workers.objective.results import LossResult, Objective, SoftenedKl, Summand, TermResult
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
 from workers.objective.view import View, check_cache_statistics, check_view
-from workers.unlabelled import NO_LABEL
 
 
 def objective(
@@ -93,7 +92,8 @@ def objective_of(
     Args:
         method: what to compute.
         views: of the same samples, at least ``method.views``; more are not looked at.
-        labels_B: true classes, int64; -1 for a row without one, where ``some_unlabelled``.
+        labels_B: true classes, int64; -1 for a row without one, where ``some_unlabelled``. Mixed pictures have second
+            ones in ``View.mixed``; a method whose terms need one is not for those, see ``Method.one_label_readers``.
         epoch: counted from 1; the warm-up reads it.
         epochs: of the whole run; only expressions read it.
         learned: [] for each of ``method.learned``, with gradient: the parameters beside the student's.
@@ -127,7 +127,13 @@ def objective_of(
     with _without_autocast(first_BC.device.type):
         students = [Logits(view.student_logits_BC.to(dtype), dtype, SharedTeacherTerms()) for view in views]
         labelled = (labels_B >= 0).sum() if some_unlabelled else None
-        ce = reduce(add, [_cross_entropy(student, labels_B, label_smoothing, labelled) for student in students])
+        ce = reduce(
+            add,
+            [
+                cross_entropy(student, labels_B, label_smoothing, labelled=labelled, mixed=view.mixed)
+                for student, view in zip(students, views, strict=True)
+            ],
+        )
         ce_factor, scale = method.factors(epoch)
         teachers = [
             Logits(view.teacher_logits_BC.detach(), dtype, view.known, cache_statistics)
@@ -204,7 +210,9 @@ def _distil(
             batch,
         )
         counted = temperatures if term.loss.scale == "tau_squared" else replace(temperatures, weight=1.0)
-        result = LOSSES[term.loss.kind](student, teacher, labels_B, counted, term.loss)
+        mixed = views[term.view - 1].mixed
+        y_B = mixed.heavier(labels_B) if mixed is not None and term.loss.takes_heavier_label else labels_B
+        result = LOSSES[term.loss.kind](student, teacher, y_B, counted, term.loss)
         computed.append((temperatures, result))
     values = _values(method, students, teachers, [result for _, result in computed])
     terms = []
@@ -247,22 +255,6 @@ def _values(
             for (of_term, key, _), value_B in zip(wanted, found, strict=True):
                 of_term[key] = value_B
     return values
-
-
-def _cross_entropy(student: Logits, labels_B: Tensor, label_smoothing: float, labelled: Tensor | None) -> Tensor:
-    """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: [].
-
-    Args:
-        labelled: int64 [], rows with a label, over which the mean is; None if all have one.
-    """
-    if labelled is not None:
-        total: Tensor = F.nll_loss(student.log_softmax_BC, labels_B, ignore_index=NO_LABEL, reduction="sum")
-        if label_smoothing > 0.0:
-            over_classes_B = student.log_softmax_BC.mean(dim=1) * (labels_B >= 0)
-            total = torch.lerp(total, -over_classes_B.sum(), label_smoothing)
-        return total / labelled.clamp(min=1)
-    ce: Tensor = F.nll_loss(student.log_softmax_BC, labels_B)
-    return ce if label_smoothing == 0.0 else torch.lerp(ce, -student.log_softmax_BC.mean(), label_smoothing)
 
 
 class _FactorsContext(AutogradContext, Protocol):

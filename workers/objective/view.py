@@ -10,6 +10,7 @@ from torch import Tensor
 
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
+from workers.objective.mixed_labels import MixedLabels
 from workers.objective.statistics import SharedTeacherTerms
 
 
@@ -23,12 +24,14 @@ class View:
         teacher_statistics: name -> [B] for at least ``method.statistics``, as cached;
             ``statistics.row_statistics`` makes them for a teacher that is run live.
         known: what other students have derived from the same teacher logits.
+        mixed: second labels of the pictures; None where they are not mixed.
     """
 
     student_logits_BC: Tensor
     teacher_logits_BC: Tensor | None = None
     teacher_statistics: Mapping[str, Tensor] | None = None
     known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
+    mixed: MixedLabels | None = None
 
 
 def check_view(method: Method, view: View, labels_B: Tensor) -> None:

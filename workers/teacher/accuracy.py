@@ -14,6 +14,7 @@ from workers.data import prepared
 from workers.events import Split
 from workers.measures import Measured, Measures, class_document, confusion_cells
 from workers.teacher.cache_plan import CachePlan
+from workers.teacher.cached_views import CachedViews
 from workers.unlabelled import count_labelled, has_unlabelled
 
 # Logits that are looked at together when they are counted: 4 MiB of float32.
@@ -25,7 +26,8 @@ class MeasuredTeacher:
     """Accuracy and metrics of a teacher's cached logits.
 
     Attributes:
-        accuracy: top-1 of each split that is measured and of the training views, over the rows with a label.
+        accuracy: top-1 of each split that is measured and of the training views, over the rows with a label; of a
+            mixed picture each label counts with its share.
         metrics: of each split that is measured, ``validation`` and ``test``, as a document: ``rows``, ``top1``,
             ``top5``, ``nll``, ``ece`` and ``class_document``.
     """
@@ -70,7 +72,7 @@ def _measured(spec: CacheSpec, folders: Folders) -> tuple[Measured, NDArray[np.i
     labels_N = _labels(spec, folders)
     sums = Measures(torch.device("cpu"), some_unlabelled=has_unlabelled(labels_N))
     predicted = []
-    for start, logits_BC in _blocks(spec, folders):
+    for _, start, logits_BC in _blocks(spec, folders):
         labels_B = torch.from_numpy(labels_N[start : start + len(logits_BC)])
         predicted.append(sums.add(torch.from_numpy(logits_BC), labels_B).numpy())
     return Measured.of(sums.totals, spec.samples), np.concatenate(predicted), labels_N
@@ -78,21 +80,24 @@ def _measured(spec: CacheSpec, folders: Folders) -> tuple[Measured, NDArray[np.i
 
 def _cached_accuracy(spec: CacheSpec, folders: Folders) -> float | None:
     """Accuracy over all views of a cache, of the rows that have a label; None where none has."""
-    labels_N, hits = _labels(spec, folders), 0
-    labelled = count_labelled(labels_N)
-    if not labelled:
+    dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
+    if not count_labelled(np.asarray(dataset.labels_N)):
         return None
-    for start, logits_BC in _blocks(spec, folders):
-        hits += int((logits_BC.argmax(axis=1) == labels_N[start : start + len(logits_BC)]).sum())
-    return hits / (spec.views * labelled)
+    views, hits, labelled = CachedViews.of(spec, dataset), 0.0, 0.0
+    for view, start, logits_BC in _blocks(spec, folders):
+        predicted_B, index_B = logits_BC.argmax(axis=1), np.arange(start, start + len(logits_BC))
+        for labels_B, share_B in views.label_shares(dataset, view, index_B):
+            hits += float(share_B[predicted_B == labels_B].sum(dtype=np.float64))
+            labelled += float(share_B[labels_B >= 0].sum(dtype=np.float64))
+    return hits / labelled
 
 
 def _labels(spec: CacheSpec, folders: Folders) -> NDArray[np.int64]:
     return np.array(prepared.open_prepared(folders.datasets, spec.dataset_fingerprint).labels_N)
 
 
-def _blocks(spec: CacheSpec, folders: Folders) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(first row, logits [B, C]) of all views, as a cache's readers get them; ``build_caches`` has verified them."""
+def _blocks(spec: CacheSpec, folders: Folders) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+    """(view, first row, logits [B, C]) of all views, as readers get them; ``build_caches`` has verified them."""
     step = max(1, _ACCURACY_CELLS // spec.classes)
     with CacheReader(folders.caches, spec) as reader:
         for view in range(spec.views):
@@ -100,4 +105,4 @@ def _blocks(spec: CacheSpec, folders: Folders) -> Iterator[tuple[int, NDArray[np
             for start in range(0, spec.samples, step):
                 # NumPy's argmax of float16 takes three times as long.
                 logits_BC = rows.gather(start, min(start + step, spec.samples))
-                yield start, logits_BC.astype(np.float32, copy=False)
+                yield view, start, logits_BC.astype(np.float32, copy=False)

@@ -14,9 +14,11 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from store import CacheCorrupt, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
+from workers.config.cached_augmentation import read_recipe
 from workers.config.combination import Combination
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -24,9 +26,10 @@ from workers.data import prepared
 from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.files import alone
 from workers.teacher.cache_plan import CacheBuild, CachePlan, EncodingCheck
+from workers.teacher.cached_views import CachedViews
 from workers.teacher.combine import combine_blocks
 from workers.teacher.encoding_check import check_lossy_encoding
-from workers.teacher.inference import AUGMENTATION, infer_here, inference_batch
+from workers.teacher.inference import infer_here, inference_batch
 from workers.teacher.sessions import Device
 
 
@@ -149,7 +152,7 @@ def _task_of(
 ) -> InferenceTask:
     """The task of inferring blocks of one cache, with a batch that suits the teacher and the data."""
     dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
-    batch = inference_batch(teacher, dataset, spec.block_rows, AUGMENTATION.validate_python(spec.augmentation))
+    batch = inference_batch(teacher, dataset, spec.block_rows, read_recipe(spec.augmentation))
     return InferenceTask(
         folders=folders,
         teacher=teacher,
@@ -271,7 +274,9 @@ def _judge(spec: CacheSpec, check: EncodingCheck, folders: Folders, emit: Emit) 
     """Judge a lossy cache by its first block, which is there. Raises LossyCache."""
     reference = read_reference(folders.caches, spec)
     dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
-    labels_R = torch.from_numpy(dataset.labels_N[: len(reference.exact)])
+    labels_R = torch.from_numpy(
+        CachedViews.of(spec, dataset).heavier_labels(dataset, 0, np.arange(len(reference.exact)))
+    )
     check_lossy_encoding(check, spec, reference, labels_R, emit=emit)
 
 

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue
 
 from store import CacheSpec, Encoding
 from store.spec import StoredKind
+from workers.config.cached_augmentation import describe_augmentation
 from workers.config.combination import Combination, TeacherWeight
 from workers.config.job import JobSpec, Plan, RunSpec
 from workers.config.task import (
@@ -229,7 +230,7 @@ def cache_specs(job: Plan, teacher: KnownTeacher, splits: Mapping[Split, KnownSp
             samples=splits[split].samples,
             classes=teacher.classes,
             preprocessing=teacher.preprocessing.model_dump(mode="json"),
-            augmentation=views.augmentation.model_dump(mode="json"),
+            augmentation=describe_augmentation(views.augmentation, job.validation),
             augmentation_seed=views.seed,
             views=views.count,
             dtype=job.cache.dtype if encoding == "dense" else "float32",

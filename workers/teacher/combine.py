@@ -18,6 +18,7 @@ from workers.data import prepared
 from workers.errors import InvalidJob, Stopped
 from workers.events import ShouldStop
 from workers.methods.expression_parser import parse
+from workers.teacher.cached_views import CachedViews
 from workers.unlabelled import labels_to_store
 
 Float32 = NDArray[np.float32]
@@ -49,6 +50,7 @@ def combine_blocks(
         store.StoreError: a member is not there, or the writer fails.
     """
     dataset = prepared.open_prepared(folders.datasets, writer.spec.dataset_fingerprint)
+    views = CachedViews.of(writer.spec, dataset)
     origin: dict[str, Any] = {"combined_of": [spec.key for spec in members]}
     with ExitStack() as opened:
         readers = [opened.enter_context(CacheReader(folders.caches, spec)) for spec in members]
@@ -61,7 +63,8 @@ def combine_blocks(
                 index_B = np.arange(first, min(first + _ROWS, stop))
                 rows = [reader.gather(view, index_B).astype(np.float32) for reader in readers]
                 combined_RC[index_B - start] = combine_rows(rows, weights, combination, first)
-            labels_R = labels_to_store(np.asarray(dataset.labels_N[start:stop]), combined_RC)
+            labels_R = views.heavier_labels(dataset, view, np.arange(start, stop))
+            labels_R = labels_to_store(labels_R, combined_RC)
             writer.write_block(block, combined_RC, labels_R, origin=origin)
 
 

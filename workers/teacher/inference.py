@@ -24,17 +24,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from store import CacheWriter
 from store.documents import BlockRecord
-from workers.augmentation.draw import draw
+from workers.augmentation.draw import pictures_of
 from workers.config.task import InferenceTask
 from workers.config.teacher import TeacherSpec
 from workers.config.views import Augmentation
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop, ignore, never
+from workers.teacher.cached_views import CachedViews
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.inference_counter import InferenceCounter
 from workers.teacher.preflight.rows import BATCH, batch_rows
@@ -43,8 +43,6 @@ from workers.unlabelled import labels_to_store
 
 AHEAD = 2  # batches that may be loaded and not yet inferred, beside those that are being loaded
 BLOCKS_AHEAD = 2  # blocks that may be inferred and not yet committed
-
-AUGMENTATION: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
 
 
 def infer_here(task: InferenceTask, blocks: Sequence[int], emit: Emit, should_stop: ShouldStop) -> None:
@@ -167,8 +165,8 @@ def infer_blocks(
         _loading_threads(load_threads) as loader,
     ):
         commits: deque[Future[BlockRecord]] = deque()
-        recipe = AUGMENTATION.validate_python(writer.spec.augmentation)
-        load = functools.partial(_load, teacher, dataset, recipe, seed=writer.spec.augmentation_seed)
+        views = CachedViews.of(writer.spec, dataset)
+        load = functools.partial(_load, teacher, dataset, views)
         batches = _batches(writer, wanted, batch_size)
         for batch, input_ in _loaded(loader, AHEAD + load_threads, load, batches):
             if should_stop():
@@ -179,8 +177,8 @@ def infer_blocks(
             logits_RN[rows] = _infer(teacher, input_, batch_size, emit)
             progress.inferred += batch.stop - batch.start
             if batch.is_last:
-                labels_R = np.asarray(dataset.labels_N[batch.block_start : batch.block_stop])
-                labels_R = labels_to_store(labels_R, logits_RN)
+                index_R = np.arange(batch.block_start, batch.block_stop)
+                labels_R = labels_to_store(views.heavier_labels(dataset, batch.view, index_R), logits_RN)
                 commit = functools.partial(writer.write_block, origin=teacher.provenance)
                 commits.append(committer.submit(commit, batch.block, logits_RN, labels_R))
             while commits and (commits[0].done() or len(commits) > BLOCKS_AHEAD):
@@ -247,11 +245,12 @@ def _loaded(
         yield oldest, future.result()
 
 
-def _load(teacher: Teacher, dataset: Dataset, recipe: Augmentation, batch: _Batch, *, seed: int) -> NDArray[np.number]:
+def _load(teacher: Teacher, dataset: Dataset, views: CachedViews, batch: _Batch) -> NDArray[np.number]:
     """The teacher's input for a batch."""
-    images, index_B = dataset.take(slice(batch.start, batch.stop)), np.arange(batch.start, batch.stop)
-    drawn = draw(recipe, seed, batch.view, index_B, height=dataset.height, width=dataset.width)
-    return teacher.preprocess_views(images, recipe, drawn)
+    index_B = np.arange(batch.start, batch.stop)
+    drawn = views.draw(batch.view, index_B, height=dataset.height, width=dataset.width)
+    rows = slice(batch.start, batch.stop) if drawn.mixing is None else pictures_of(index_B, [drawn])
+    return teacher.preprocess_views(dataset.take(rows), views.recipe_of(batch.view), drawn)
 
 
 def _infer(teacher: Teacher, input_: NDArray[np.number], batch_size: int, emit: Emit) -> NDArray[np.float32]:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.augmentation.apply import apply, finish, resize
-from workers.augmentation.draw import ViewParameters
+from workers.augmentation.draw import BOX_ROWS, ViewParameters
+from workers.augmentation.mixing import mix_halves, split_mixed
 from workers.augmentation.resampling import fit_pictures, resample_boxes
 from workers.config.teacher import Preprocessing
-from workers.config.views import Augmentation, ResizedCrop
+from workers.config.views import Augmentation, ResizedCrop, is_mixed, without_mixing
 from workers.errors import InvalidTeacher
 from workers.onnx.teacher_graph import TeacherGraph
 
@@ -56,6 +57,7 @@ def fit_views(
     plain ones, the centre crop included; without augmentation they are plain ones.
 
     Args:
+        images_BHWC: [2B, H, W, C] where the views are mixed, see ``draw.pictures_of``.
         recipe: of the teacher's views, see ``config.views.teacher_augmentation``.
 
     Raises:
@@ -64,8 +66,13 @@ def fit_views(
     _check_channels(images_BHWC)
     if preprocessing.size is None or preprocessing.interpolation is None or not isinstance(recipe, ResizedCrop):
         return fit(apply(images_BHWC, recipe, parameters), preprocessing)
-    boxes = resample_boxes(images_BHWC.numpy(), parameters, preprocessing.size, preprocessing.interpolation)
-    return finish(torch.from_numpy(boxes), recipe, torch.from_numpy(parameters.table()))
+    table_PB, mixing_5B = torch.from_numpy(parameters.table()), None
+    if is_mixed(recipe):
+        table_PB, mixing_5B = split_mixed(table_PB)
+    boxes_5B = table_PB[:BOX_ROWS].numpy()
+    boxes = resample_boxes(images_BHWC.numpy(), boxes_5B, preprocessing.size, preprocessing.interpolation)
+    views = finish(torch.from_numpy(boxes), without_mixing(recipe), table_PB)
+    return views if mixing_5B is None else mix_halves(views, recipe, mixing_5B)
 
 
 def normalise(

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
-from workers.augmentation.draw import draw
+from workers.augmentation.draw import pictures_of
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherReading
-from workers.config.views import Views
 from workers.data import prepared
 from workers.errors import InvalidTeacher
+from workers.teacher.cached_views import CachedViews
 from workers.teacher.combined_cache import members_of, name_members
 from workers.teacher.output_values import to_logits
 from workers.teacher.teacher import Teacher
@@ -82,12 +82,13 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
     )
     total = spec.views * spec.samples
     chosen = np.random.Generator(np.random.Philox(key=seed)).choice(total, size=min(rows, total), replace=False)
-    recipe = Views.model_validate({"augmentation": spec.augmentation}).augmentation
+    views = CachedViews.of(spec, dataset)
     worst = largest = half_step = 0.0
     for view in np.unique(chosen // spec.samples):
         index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
-        drawn = draw(recipe, spec.augmentation_seed, int(view), index, height=dataset.height, width=dataset.width)
-        fresh_BC = teacher.run(teacher.preprocess_views(dataset.take(index), recipe, drawn))
+        drawn = views.draw(int(view), index, height=dataset.height, width=dataset.width)
+        pictures = dataset.take(pictures_of(index, [drawn]))
+        fresh_BC = teacher.run(teacher.preprocess_views(pictures, views.recipe_of(int(view)), drawn))
         largest = max(largest, float(np.abs(fresh_BC).max()))
         low_BC = high_BC = fresh_BC
         if spec.output_kind == "sigmoid":

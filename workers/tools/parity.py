@@ -32,11 +32,12 @@ from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
 from workers.augmentation.apply import to_input
-from workers.augmentation.draw import draw
+from workers.augmentation.draw import pictures_of
+from workers.config.cached_augmentation import read_recipe
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Sgd, Training
-from workers.config.views import Views, output_size
+from workers.config.views import Views, is_mixed, output_size
 from workers.data.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, InvalidTeacher, LossyCache
 from workers.methods.cache_statistics import CacheStatistic
@@ -47,6 +48,7 @@ from workers.objective.statistics import row_statistics
 from workers.objective.view import View
 from workers.students.build import build_student
 from workers.teacher.cache_statistics import read_cache_statistics
+from workers.teacher.cached_views import CachedViews
 from workers.teacher.combined_cache import members_of, name_members
 from workers.teacher.encoding_check import describe
 from workers.teacher.inference import open_teacher
@@ -109,13 +111,19 @@ def check_parity(
     _check_method(method, spec, epoch)
     teacher = _open_teacher(folders, spec, threads)
     dataset = open_prepared(folders.datasets, spec.dataset_fingerprint).numbered(spec.classes)
-    plan = Views.model_validate(
-        {"augmentation": spec.augmentation, "count": spec.views, "seed": spec.augmentation_seed}
-    )
+    views = CachedViews.of(spec, dataset)
+    plan = views.views
     torch.set_num_threads(threads)
     trained = _StudentInTraining(dataset, plan, student=student, method=method, seed=seed)
     feed = TrainingFeed(
-        dataset, plan, reader, batch_size, seed=seed, device=torch.device("cpu"), views_per_step=method.views
+        dataset,
+        plan,
+        reader,
+        batch_size,
+        seed=seed,
+        device=torch.device("cpu"),
+        views_per_step=method.views,
+        partners_P=views.partners_P,
     )
     total = min(feed.steps, steps or feed.steps)
     found = read_cache_statistics(reader, method.cache_statistics)
@@ -124,17 +132,18 @@ def check_parity(
     beside_live, beside_rounded = _Differences(), _Differences()
     for done, batch in enumerate(islice(feed.epoch(epoch - 1), total), start=1):
         cached, live, rounded = [], [], []
-        plain, index_B = dataset.take(batch.rows.numpy()), batch.rows.numpy()
+        index_B = batch.rows.numpy()
         for place, seen in enumerate(batch.views):
             z_BC = trained.forward(seen.images)
             # Of the dataset's pictures: the teacher may resample a box in another way than students do.
             view = plan.view(epoch - 1, place)
-            drawn = draw(plan.augmentation, plan.seed, view, index_B, height=dataset.height, width=dataset.width)
-            live_BC = torch.from_numpy(teacher.run(teacher.preprocess_views(plain, plan.augmentation, drawn)))
+            drawn = views.draw(view, index_B, height=dataset.height, width=dataset.width)
+            plain = dataset.take(pictures_of(index_B, [drawn]))
+            live_BC = torch.from_numpy(teacher.run(teacher.preprocess_views(plain, views.recipe_of(view), drawn)))
             statistics = row_statistics(live_BC.double())
-            cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics))
-            live.append(View(z_BC, live_BC, statistics))
-            rounded.append(View(z_BC, live_BC.half(), statistics))
+            cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics, mixed=seen.mixed))
+            live.append(View(z_BC, live_BC, statistics, mixed=seen.mixed))
+            rounded.append(View(z_BC, live_BC.half(), statistics, mixed=seen.mixed))
             assert seen.teacher_logits is not None
             logits.add(seen.teacher_logits, live_BC)
         step = trained.differentiate(cached, batch, epoch, over_cache)
@@ -168,6 +177,12 @@ def _check_method(method: Method, spec: CacheSpec, epoch: int) -> None:
         raise InvalidMethod(
             f"method {method.name!r} learns from labels alone in epoch {epoch}, so it has nothing to compare: "
             "take one that distils, or an earlier epoch"
+        )
+    if method.one_label_readers and is_mixed(read_recipe(spec.augmentation)):
+        raise InvalidMethod(
+            f"method {method.name!r} needs the one true class of each picture "
+            f"({' and '.join(method.one_label_readers)}), and the views of cache {spec.key[:12]} are mixed: take "
+            "another method, or another cache"
         )
     if method.views > spec.views:
         raise InvalidMethod(

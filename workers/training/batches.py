@@ -19,6 +19,7 @@ from torch import Tensor
 from workers.config.full_batch import check_full_batch
 from workers.config.teacher import Preprocessing
 from workers.data.prepared import Dataset
+from workers.objective.mixed_labels import MixedLabels
 from workers.objective.statistics import SharedTeacherTerms
 
 
@@ -31,12 +32,14 @@ class ViewBatch:
         teacher_logits: [B, C] in the cache's dtype, or None when the method needs no teacher.
         teacher_statistics: float32 [B] each, by name, or None likewise.
         known: what several students derive from these logits, computed by the first of them.
+        mixed: second labels of the pictures; None where they are not mixed.
     """
 
     images: Tensor
     teacher_logits: Tensor | None
     teacher_statistics: Mapping[str, Tensor] | None
     known: SharedTeacherTerms = field(default_factory=SharedTeacherTerms)
+    mixed: MixedLabels | None = None
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,18 @@ class BatchInputs:
     Attributes:
         rows: which samples of the split these are, int64 [B], on the host.
         local_slice: which of the B rows have pictures here: all, unless several processes share the batch.
-        integers: int64 [2 + PV, B]: row numbers, labels, and for each view the P rows of ``ViewParameters.table``.
+        integers: int64, as of ``EpochTables``: row numbers, labels, and for each view its ``ViewParameters.table``.
+        own_shares: float32 [V, B], as of ``EpochTables``; None where views are not mixed.
         statistics: float32 [V * S, B] of the teacher's logits, or None where no run needs a teacher.
-        images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or one plain picture a sample; empty
-            where the pictures are resident.
+        images: uint8 [b, H, W, K] of each view if they were augmented elsewhere, or the plain pictures of
+            ``draw.pictures_of``; empty where the pictures are resident.
         logits: [B, C] of each view whose logits are not resident; empty where no run needs them.
     """
 
     rows: NDArray[np.int64]
     local_slice: slice
     integers: Tensor
+    own_shares: Tensor | None
     statistics: Tensor | None
     images: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
@@ -84,7 +89,8 @@ class BatchInputs:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Tensors that lie on the device, in a fixed order."""
-        return (self.integers, *(() if self.statistics is None else (self.statistics,)), *self.images, *self.logits)
+        floats = (each for each in (self.own_shares, self.statistics) if each is not None)
+        return (self.integers, *floats, *self.images, *self.logits)
 
     def clone(self) -> "BatchInputs":
         """Copy the values to addresses of their own, for ``copy_from``."""
@@ -92,6 +98,7 @@ class BatchInputs:
             self.rows,
             self.local_slice,
             self.integers.clone(),
+            None if self.own_shares is None else self.own_shares.clone(),
             None if self.statistics is None else self.statistics.clone(),
             tuple(images.clone() for images in self.images),
             tuple(logits.clone() for logits in self.logits),

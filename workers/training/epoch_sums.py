@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.methods.temperature_bins import CELLS, TemperatureDistribution
+from workers.objective.mixed_labels import MixedLabels
 from workers.objective.results import Objective
 from workers.training.temperatures import EpochTemperatures, NetworkTemperatures, bin_edges, count_cells, metrics_of
 
@@ -37,12 +38,14 @@ class _Step:
     Attributes:
         logits_BC: the student's.
         not_finite: float32 [], 1 if it made no update.
+        mixed: second labels of mixed pictures.
     """
 
     outcome: Objective
     logits_BC: Tensor
     labels_B: Tensor
     not_finite: Tensor
+    mixed: MixedLabels | None
 
 
 @dataclass(frozen=True)
@@ -95,14 +98,23 @@ class EpochSums:
         self._add_pending()
         return [] if self._buffer is None else [self._buffer]
 
-    def add(self, outcome: Objective, logits_BC: Tensor, labels_B: Tensor, not_finite: Tensor) -> None:
+    def add(
+        self,
+        outcome: Objective,
+        logits_BC: Tensor,
+        labels_B: Tensor,
+        not_finite: Tensor,
+        *,
+        mixed: MixedLabels | None = None,
+    ) -> None:
         """Add a step's values on the device; ``count`` is to be called for it apart.
 
         Args:
             logits_BC: the student's, for the accuracy.
             not_finite: float32 [], 1 if the step made no update.
+            mixed: second labels of mixed pictures.
         """
-        step = _Step(replace(outcome, total=outcome.total.detach()), logits_BC.detach(), labels_B, not_finite)
+        step = _Step(replace(outcome, total=outcome.total.detach()), logits_BC.detach(), labels_B, not_finite, mixed)
         if not self.is_deferred:
             self._add(step)
             return
@@ -119,7 +131,8 @@ class EpochSums:
     def _add(self, step: "_Step") -> None:
         outcome = step.outcome
         # A row without a label, -1, is never correct.
-        correct_B = step.logits_BC.argmax(1) == step.labels_B
+        predicted_B, labels_B, mixed = step.logits_BC.argmax(1), step.labels_B, step.mixed
+        correct_B = predicted_B == labels_B if mixed is None else mixed.accuracy(predicted_B, labels_B)
         rows = len(correct_B)
         # A client names terms: what is the loop's own comes last, and so keeps its name.
         values = {

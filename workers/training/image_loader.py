@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import data
 
-from workers.augmentation.apply import apply
-from workers.augmentation.draw import ViewParameters
+from workers.augmentation.apply import apply_all
+from workers.augmentation.draw import ViewParameters, pictures_of
 from workers.config.views import Augmentation
 from workers.data.image_files import PictureFiles
 from workers.errors import BatchOverdue, WorkerError, first_line
@@ -129,18 +129,18 @@ def _shared(pictures: Iterable[Tensor]) -> tuple[Tensor, ...] | _NoRoom:
 class _Maker(data.Dataset[_Made]):
     """Maker of views in a worker; to torch, a dataset whose indices are ``Work``."""
 
-    def __init__(self, files: PictureFiles, recipe: Augmentation) -> None:
+    def __init__(self, files: PictureFiles, recipes: tuple[Augmentation, ...]) -> None:
         self._files = files
-        self._recipe = recipe
+        self._recipes = recipes
 
     def __getitem__(self, work: Work) -> _Made:
         rows_B, parameters = work
         try:
-            plain = torch.from_numpy(self._files.take(rows_B))
+            plain = torch.from_numpy(self._files.take(pictures_of(rows_B, parameters)))
         except (WorkerError, OSError) as error:
             # Raised here, it would arrive with torch's words and a traceback for a message.
             return error
-        made = tuple(apply(plain, self._recipe, drawn) for drawn in parameters)
+        made = apply_all(plain, self._recipes, parameters)
         return made if data.get_worker_info() is None else _shared(made)
 
 
@@ -168,7 +168,7 @@ class PictureStream:
 
     Args:
         files: the pictures.
-        recipe: of the views.
+        recipes: of each view of a batch.
         processes: workers; 0 makes each batch when it is asked for, in this process. A GPU would wait meanwhile,
             so it gets one worker at least; fewer where shared memory is too small.
         device: where the batches will go; for a GPU they lie in pinned memory.
@@ -179,7 +179,7 @@ class PictureStream:
     def __init__(
         self,
         files: PictureFiles,
-        recipe: Augmentation,
+        recipes: tuple[Augmentation, ...],
         processes: int,
         device: torch.device,
         batch_bytes: int = 0,
@@ -192,7 +192,7 @@ class PictureStream:
         self._emit = emit
         self._has_told = False
         self._left = threading.Event()
-        self._maker = _Maker(files, recipe)
+        self._maker = _Maker(files, recipes)
         self._sampler = _Sampler()
         self._batches: Generator[tuple[Tensor, ...], None, None] | None = None
         self._loading: Any = None  # the loader's iterator, whose time limit has no public name

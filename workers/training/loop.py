@@ -27,7 +27,7 @@ from workers.objective.results import Objective
 from workers.objective.view import View
 from workers.precision import float32_as
 from workers.training.batch_graph import BatchGraph
-from workers.training.batches import LoadedBatch
+from workers.training.batches import LoadedBatch, TrainingBatch
 from workers.training.domain import warn_of_domain
 from workers.training.evaluate import evaluate_with_logits
 from workers.training.final_evaluation import FinalEvaluation, final_evaluation
@@ -205,7 +205,7 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
     autocast = torch.autocast(run_state.device.type, torch.bfloat16) if is_bfloat16 else contextlib.nullcontext()
 
     run_state.optimizer.zero_grad(set_to_none=True)
-    done: list[tuple[Objective, Tensor, Tensor]] = []
+    done: list[tuple[Objective, Tensor, TrainingBatch]] = []
     # One, unless the gradient is accumulated.
     for part in micro_batches(loaded, training):
         batch = part.batch
@@ -222,7 +222,7 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
         outcome = objective_of(
             method,
             [
-                View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known)
+                View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known, seen.mixed)
                 for logits_BC, seen in zip(logits, batch.views, strict=False)
             ],
             batch.labels,
@@ -238,7 +238,7 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
         # ---- backward: of the mean over the whole batch
         share = len(batch.labels) / len(loaded.batch.labels)
         torch.autograd.backward(outcome.total if share == 1.0 else outcome.total * share)
-        done.append((outcome, logits[0].detach(), batch.labels))
+        done.append((outcome, logits[0].detach(), batch))
     run_state.replicas.sum_gradients(run_state.weights)
     if check:
         check_gradient(run_state.parameters, done[-1][0].total, method)
@@ -258,8 +258,8 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
     run_state.optimizer.step()
     if run_state.ema is not None:
         run_state.ema.update()
-    for outcome, logits_BC, labels_B in done:
-        run_state.sums.add(outcome, logits_BC, labels_B, run_state.not_finite)
+    for outcome, logits_BC, batch in done:
+        run_state.sums.add(outcome, logits_BC, batch.labels, run_state.not_finite, mixed=batch.views[0].mixed)
 
 
 def _of_rows(over_cache: Mapping[CacheStatistic, Tensor], rows_B: Tensor) -> dict[CacheStatistic, Tensor]:

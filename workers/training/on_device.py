@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from workers.augmentation.apply import apply
-from workers.augmentation.draw import ViewParameters
+from workers.augmentation.apply import apply_all
+from workers.augmentation.draw import ViewParameters, pictures_of
 from workers.config.views import Augmentation
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, SubsetDataset
 from workers.events import Log
@@ -57,7 +57,7 @@ class TrainingPictures(SplitPictures):
     """Pictures of the training split; those that are not resident are fetched for a step, ahead of the loop.
 
     Args:
-        recipe: of the views.
+        recipes: of each view of a step.
         batch_bytes: of a batch's pictures, all views.
         threads: of the run; pictures that stay files are decoded by a worker process for each but the first.
         emit: takes a warning where there is no room for what these processes make.
@@ -71,7 +71,7 @@ class TrainingPictures(SplitPictures):
     def __init__(
         self,
         dataset: Dataset,
-        recipe: Augmentation,
+        recipes: tuple[Augmentation, ...],
         device: torch.device,
         batch_bytes: int,
         *,
@@ -79,12 +79,12 @@ class TrainingPictures(SplitPictures):
         emit: Callable[[Log], None],
     ) -> None:
         super().__init__(dataset, device)
-        self._recipe = recipe
+        self._recipes = recipes
         self._device = device
         self._stream: PictureStream | None = None
         if isinstance(dataset, FilesDataset):
             processes = worker_processes(threads)
-            self._stream = PictureStream(dataset.files, recipe, processes, device, batch_bytes, emit)
+            self._stream = PictureStream(dataset.files, recipes, processes, device, batch_bytes, emit)
         self.are_views = self._stream is not None
 
     def fetched(self, steps: Iterable[Work], waiting: Callable[[], None]) -> Iterator[tuple[Tensor, ...]]:
@@ -100,8 +100,8 @@ class TrainingPictures(SplitPictures):
 
     def fetch(self, rows_B: NDArray[np.int64], drawn: tuple[ViewParameters, ...]) -> tuple[Tensor, ...]:
         """Make the pictures of a step here and now, as ``fetched`` gives them."""
-        plain = torch.from_numpy(self.dataset.take(rows_B))
-        return tuple(apply(plain, self._recipe, of_B) for of_B in drawn) if self.are_views else (plain,)
+        plain = torch.from_numpy(self.dataset.take(pictures_of(rows_B, drawn)))
+        return apply_all(plain, self._recipes, drawn) if self.are_views else (plain,)
 
     def leave(self) -> None:
         """End the wait of a thread for pictures that are not needed any more."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from store import CacheReader, CacheSpec
 from workers.config.task import TrainingTask
 from workers.config.teacher import Preprocessing
-from workers.config.views import output_size
+from workers.config.views import is_mixed, output_size
 from workers.data.prepared import Dataset, SubsetDataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob, Paused, Stopped
@@ -23,6 +23,7 @@ from workers.methods.gradient_estimate import gradient_warnings
 from workers.precision import Precision, float32_as
 from workers.students.build import build_student
 from workers.teacher.cache_statistics import read_cache_statistics, some_rows
+from workers.teacher.cached_views import CachedViews
 from workers.training.cuda_graph import why_no_graph
 from workers.training.distributed import Replicas
 from workers.training.evaluation_feed import EvaluationFeed
@@ -107,6 +108,9 @@ def _setting_of(handles: Sequence[RunHandle], emit: Callable[[Log], None]) -> Se
     rows = reader(task.train_cache) if any(method.needs_teacher for method in methods) else None
     wanted = {statistic for method in methods for statistic in method.cache_statistics}
     over_cache = {} if rows is None else read_cache_statistics(rows, wanted, lambda: _obey_signals(handles))
+    trained_N = _trained_rows(train, [dataset for dataset, _ in measured.values()])
+    if rows is not None and is_mixed(task.views.augmentation):
+        _check_partners(CachedViews.of(rows.spec, train), trained_N)
     views_per_step = max(method.views for method in methods)
     replicas = Replicas(task.rank, training.actors, task.folder, device)
     return Setting(
@@ -126,7 +130,7 @@ def _setting_of(handles: Sequence[RunHandle], emit: Callable[[Log], None]) -> Se
             replicas.share,
             task.threads,
             emit,
-            _trained_rows(train, [dataset for dataset, _ in measured.values()]),
+            trained_N,
             drop_last=training.drop_last,
         ),
         evaluations={
@@ -201,6 +205,17 @@ def _trained_rows(train: Dataset, measured: Sequence[Dataset]) -> NDArray[np.int
                 )
             return np.delete(np.arange(train.samples), dataset.rows_N)
     return None
+
+
+def _check_partners(cached: CachedViews, trained_N: NDArray[np.int64] | None) -> None:
+    """Refuse a cache whose mixed views are mixed with other rows than those that are trained on. Raises InvalidJob."""
+    partners_P = cached.partners_P
+    assert partners_P is not None
+    if len(partners_P) != cached.samples if trained_N is None else not np.array_equal(partners_P, trained_N):
+        raise InvalidJob(
+            "the teacher's cache has views that are mixed with rows of another holdout than the run's: its logits are "
+            "of other pictures; submit the job again"
+        )
 
 
 def _shared(task: TrainingTask) -> str:

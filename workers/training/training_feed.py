@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CacheReader
-from workers.augmentation.apply import apply_table, to_input
-from workers.augmentation.draw import draw
-from workers.config.views import Views, output_size
+from workers.augmentation.apply import apply_tables, to_input
+from workers.config.views import Views, is_mixed, output_size
 from workers.data.prepared import Dataset
 from workers.events import Log, ignore
-from workers.training import on_device
+from workers.objective.mixed_labels import MixedLabels
 from workers.training.batches import (
     ALL,
     BatchInputs,
@@ -36,53 +35,15 @@ from workers.training.batches import (
     epoch_order,
     student_preprocessing,
 )
+from workers.training.epoch_tables import EpochTables
 from workers.training.image_loader import Work, nothing
 from workers.training.on_device import TrainingPictures
 from workers.training.prefetch import prefetch
-
-# Where logits come from the disk, it is told so early what will be wanted.
-_BATCHES_AHEAD = 4
+from workers.training.teacher_rows import TeacherRows
 
 # On a CPU a batch takes a third of the time if another was made just before: the network's arithmetic has driven the
 # code that makes it out of the processor's caches. So many are made in a row, in so much memory as float32 inputs.
 _MOST_AT_ONCE, _AT_ONCE_BYTES, _BYTES_OF_A_PIXEL = 8, 8 << 20, 4
-
-
-class TeacherRows:
-    """The teacher's logits and statistics of one view.
-
-    Attributes:
-        names: of the statistics.
-        resident_NC: logits [N, C] of the current view on the device, always at one address; None if they are mapped.
-    """
-
-    def __init__(self, reader: CacheReader, device: torch.device) -> None:
-        self.reader = reader
-        self.names = tuple(reader.statistics(0))
-        spec = reader.spec
-        self.resident_NC: Tensor | None = None
-        if on_device.fits(spec.samples * spec.row_bytes, device):
-            dtype = torch.from_numpy(np.empty(0, spec.numpy_dtype)).dtype
-            self.resident_NC = torch.empty((spec.samples, spec.classes), dtype=dtype, device=device)
-        self._view = -1
-
-    def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
-        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, when it changes."""
-        if self.resident_NC is None:
-            self._map = self.reader.row_map(view, order_N)
-        elif view != self._view:
-            self.resident_NC.copy_(torch.from_numpy(self.reader.logits(view)))
-        self._view = view
-
-    def statistics(self, order_N: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[S, N] in this order, as ``names`` has them."""
-        values = self.reader.statistics(self._view)
-        return np.stack([values[name][order_N] for name in self.names])
-
-    def gather(self, start: int, stop: int) -> Tensor:
-        """Mapped logits [B, C] of positions ``start`` to ``stop`` of the order, on the host."""
-        self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
-        return torch.from_numpy(self._map.gather(start, stop))
 
 
 class TrainingFeed:
@@ -90,7 +51,7 @@ class TrainingFeed:
 
     Args:
         dataset: the training split.
-        plan: which views there are; epoch e (from 0) uses view ``plan.view(e)``, and the next one as the second.
+        plan: which views there are; epoch e (from 0) uses view ``plan.view(e)``, and ``plan.view(e, 1)`` as the second.
         reader: the teacher's cache over the same boxes, or None for plain cross-entropy.
         batch_size: rows of a batch.
         seed: of the order.
@@ -101,6 +62,7 @@ class TrainingFeed:
         emit: takes a warning where there is no room for what these processes make.
         rows_N: int64, the rows of the split that are trained on; None are all of them.
         drop_last: see ``count_steps``.
+        partners_P: int64, rows of the split that mixed views are mixed with; None are those that are trained on.
 
     Attributes:
         samples: how many pictures an epoch shows.
@@ -124,16 +86,22 @@ class TrainingFeed:
         emit: Callable[[Log], None] = ignore,
         rows_N: NDArray[np.int64] | None = None,
         drop_last: bool = False,
+        partners_P: NDArray[np.int64] | None = None,
     ) -> None:
         self.device = device
         self._rows_N = rows_N
         self.samples = len(dataset.labels_N) if rows_N is None else len(rows_N)
-        height, width = output_size(plan.augmentation, dataset.height, dataset.width)
-        self.preprocessing = student_preprocessing(dataset, (height, width))
+        partners_P = rows_N if partners_P is None else partners_P
+        self._partners_P = np.arange(len(dataset.labels_N)) if partners_P is None else partners_P
+        self._size = height, width = output_size(plan.augmentation, dataset.height, dataset.width)
+        self.preprocessing = student_preprocessing(dataset, self._size)
         row_bytes = views_per_step * height * width * dataset.channels
         own = share.of(min(batch_size, self.samples))
         batch_bytes = (own.stop - own.start) * row_bytes
-        self._pictures = TrainingPictures(dataset, plan.augmentation, device, batch_bytes, threads=threads, emit=emit)
+        self._recipes = plan.recipes(views_per_step)
+        # Pictures that the views of a sample are made of.
+        self._pictures_each = 1 + (views_per_step if is_mixed(plan.augmentation) else 0)
+        self._pictures = TrainingPictures(dataset, self._recipes, device, batch_bytes, threads=threads, emit=emit)
         self._plan = plan
         self._views_per_step = views_per_step
         self._teachers = [] if reader is None else [TeacherRows(reader, device) for _ in range(views_per_step)]
@@ -187,15 +155,15 @@ class TrainingFeed:
         order_N = epoch_order(self.samples, self._seed, epoch)
         self._order_N = order_N if self._rows_N is None else self._rows_N[order_N]
         shown = [plan.view(epoch, place) for place in range(self._views_per_step)]
-        self._drawn = [
-            draw(plan.augmentation, plan.seed, view, self._order_N, dataset.height, dataset.width) for view in shown
-        ]
+        self._tables = EpochTables.draw(
+            dataset, plan, shown, self._order_N, partners_P=self._partners_P, size=self._size
+        )
         for teacher, view in zip(self._teachers, shown, strict=False):
             teacher.begin(view, self._order_N)
         # One copy to the device for a whole epoch; a step takes a slice, which is no work at all.
-        labels_N = np.asarray(dataset.labels_N)[self._order_N]
-        integers = np.concatenate([[self._order_N, labels_N], *(drawn.table() for drawn in self._drawn)])
-        self._integers = torch.from_numpy(integers).to(self.device)
+        self._integers = torch.from_numpy(self._tables.integers).to(self.device)
+        shares = self._tables.own_shares
+        self._own_shares = None if shares is None else torch.from_numpy(shares).to(self.device)
         self._statistics: Tensor | None = None
         if self._teachers:
             all_of = np.concatenate([teacher.statistics(self._order_N) for teacher in self._teachers])
@@ -220,15 +188,15 @@ class TrainingFeed:
 
     def make(self, inputs: BatchInputs) -> TrainingBatch:
         """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
-        rows_B, labels_B = inputs.integers[0], inputs.integers[1]
-        local_slice, plan, images = inputs.local_slice, self._plan, inputs.images
+        each, local_slice, images = self._pictures_each, inputs.local_slice, inputs.images
+        samples, labels, tables = torch.split(inputs.integers, [each, each, len(inputs.integers) - 2 * each])
+        rows_B, labels_B = samples[0], labels[0]
         if not self._pictures.are_views:
             if self._pictures.resident_NHWK is not None:
-                plain = self._pictures.resident_NHWK.index_select(0, rows_B[local_slice])
+                plain = self._pictures.resident_NHWK.index_select(0, samples[:, local_slice].reshape(-1))
             else:
                 (plain,) = inputs.images
-            drawn = inputs.integers[2:, local_slice].chunk(self._views_per_step)
-            images = tuple(apply_table(plain, plan.augmentation, table_5b) for table_5b in drawn)
+            images = apply_tables(plain, self._recipes, torch.split(tables[:, local_slice], self._tables.rows))
         mapped_logits = iter(inputs.logits)
         seen = []
         for place, of_view in enumerate(images):
@@ -239,7 +207,10 @@ class TrainingFeed:
                 assert inputs.statistics is not None
                 names = self._teachers[place].names
                 statistics = dict(zip(names, inputs.statistics[place * len(names) :], strict=False))
-            seen.append(ViewBatch(of_view, logits_BC, statistics))
+            mixed = None
+            if inputs.own_shares is not None:
+                mixed = MixedLabels(labels[1 + place], inputs.own_shares[place])
+            seen.append(ViewBatch(of_view, logits_BC, statistics, mixed=mixed))
         rows, unlabelled = torch.from_numpy(inputs.rows), self._some_unlabelled
         return TrainingBatch(rows, rows_B, labels_B, tuple(seen), local_slice=local_slice, some_unlabelled=unlabelled)
 
@@ -257,16 +228,21 @@ class TrainingFeed:
     def _shown(self, step: int) -> Work:
         """Samples of a step whose pictures are wanted here, and their views."""
         whole, local_slice = self._part(step)
-        return self._order_N[whole][local_slice], tuple(of_N[whole][local_slice] for of_N in self._drawn)
+        return self._order_N[whole][local_slice], tuple(of_N[whole][local_slice] for of_N in self._tables.drawn)
 
     def _inputs(self, step: int, fetched: tuple[Tensor, ...]) -> BatchInputs:
         """``fetched``: what is not resident, pictures first."""
         whole, local_slice = self._part(step)
         statistics = None if self._statistics is None else self._statistics[:, whole]
         pictures = len(fetched) - len(self._mapped_teachers)
-        integers = self._integers[:, whole]
         return BatchInputs(
-            self._order_N[whole], local_slice, integers, statistics, fetched[:pictures], fetched[pictures:]
+            self._order_N[whole],
+            local_slice,
+            integers=self._integers[:, whole],
+            own_shares=None if self._own_shares is None else self._own_shares[:, whole],
+            statistics=statistics,
+            images=fetched[:pictures],
+            logits=fetched[pictures:],
         )
 
     def _fetched(self, steps: range, waiting: Callable[[], None]) -> Generator[tuple[Tensor, ...], None, None]:

@@ -35,10 +35,13 @@ from service.db.models import RunRecord
 from service.errors import Conflict
 from service.paths import API_PREFIX
 from store import CacheReader, StoreError
+from workers.config.cached_augmentation import read_recipe
+from workers.config.views import is_mixed
 from workers.data.prepared import Dataset
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.cache_values import Values
 from workers.methods.method import Term
+from workers.teacher.cached_views import CachedViews
 
 MEASURES: Mapping[GalleryOrder, str] = {
     "highest_temperature": "the teacher's temperature by the run's method",
@@ -84,10 +87,15 @@ class Sources:
     train_cache: tuple[Path, str | None]
 
     @property
-    def labels_N(self) -> npt.NDArray[np.int64] | None:
-        """Labels of the split; None where nobody has them any more."""
+    def is_mixed(self) -> bool:
+        """Whether the cache's views are mixed with those of other rows."""
+        return is_mixed(read_recipe(self.reader.spec.augmentation))
+
+    def labels(self, view: int) -> npt.NDArray[np.int64] | None:
+        """Labels of a view of the split, the heavier ones of mixed views; None where nobody has them any more."""
         if self.opened is not None:
-            return np.asarray(self.opened.labels_N)
+            views = CachedViews.of(self.reader.spec, self.opened)
+            return views.heavier_labels(self.opened, view, np.arange(self.opened.samples))
         return None if self.kept is None else self.kept.labels_N
 
 
@@ -156,7 +164,7 @@ def choose(sources: Sources, query: Query, given: MethodRowTemperatures | None) 
     if query.by == "disagreement":
         kept = check_kept(sources.kept, query.split, sources.run.id)
         return by_disagreement(sources.reader, query.view, kept, query.limit)
-    labels_N = sources.labels_N
+    labels_N = sources.labels(query.view)
     if labels_N is None:
         raise Conflict(
             f"the labels of {query.split} are not known: its decoded copy was removed, and {sources.run.id} has kept "
@@ -167,7 +175,7 @@ def choose(sources: Sources, query: Query, given: MethodRowTemperatures | None) 
 
 def show_rows(sources: Sources, query: Query, chosen: Chosen, given: MethodRowTemperatures | None) -> list[GalleryRow]:
     """Documents of the rows that were chosen."""
-    rows_K, labels_N = chosen.rows_K, sources.labels_N
+    rows_K, labels_N = chosen.rows_K, sources.labels(query.view)
     teacher = _networks(sources.reader.gather(query.view, rows_K))
     student = (
         [None] * len(rows_K) if sources.kept is None or not len(rows_K) else _networks(sources.kept.gather(rows_K))

@@ -59,9 +59,12 @@ def get_gallery(
     job, _ = ctx.queries.job(run.job_id)
     with closing(gallery.open_cache(ctx.settings.caches_dir, job.caches, split, job.id)) as reader:
         _check(query, reader)
-        shown = _gallery(ctx, query, run, _sources(ctx, run, job, reader))
+        sources = _sources(ctx, run, job, reader)
+        shown = _gallery(ctx, query, run, sources)
         if split == "train":
             shown.notes.extend(held_out_notes(job.plan))
+        if sources.is_mixed:
+            shown.notes.append("views are mixed with those of other rows: `label` is that with the larger share")
         return document(shown)
 
 

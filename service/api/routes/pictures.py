@@ -1,5 +1,6 @@
 """Routes of pictures: the decoded splits of a dataset, their rows, single pictures and views as PNG."""
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
@@ -131,8 +132,9 @@ def get_view(
     spec = ctx.catalog.spec(key)
     if view >= spec.views:
         raise RowOutOfRange(f"view {view} does not exist: there are {spec.views}")
-    pixels_HWC = _pixels(open_fingerprint(ctx.settings.datasets_dir, spec.dataset_fingerprint), row)
-    shown = view_pixels(pixels_HWC, spec, view, row=row, network=network, size=_size(size))
+    opened = open_fingerprint(ctx.settings.datasets_dir, spec.dataset_fingerprint)
+    take = partial(_pixels, opened)
+    shown = view_pixels(take, opened, spec, view, row=row, network=network, size=_size(size))
     return _png(shown, side, immutable=True)
 
 

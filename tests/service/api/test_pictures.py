@@ -14,15 +14,19 @@ from service.db.models import DatasetRecord
 from store import CacheWriter
 from tests.support.service_helpers import Api
 from tests.support.store_cases import make_spec
-from workers.augmentation.apply import make_views
-from workers.augmentation.draw import draw
-from workers.config.operations import RandAugment
+from workers.augmentation.apply import apply, make_views
+from workers.augmentation.draw import draw, pictures_of
+from workers.config.cached_augmentation import describe_augmentation
+from workers.config.mixing import Mixup
+from workers.config.operations import RandAugment, SecondView
 from workers.config.teacher import Preprocessing
 from workers.config.views import CropFlip, ResizedCrop
+from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset
+from workers.teacher.cached_views import CachedViews
 from workers.teacher.preprocess import fit_views
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -154,6 +158,36 @@ def test_a_view_of_a_teacher_that_crops_is_shown_as_it_was_given(shared_api: Api
     drawn = draw(recipe, spec.augmentation_seed, 0, np.array([7]), height=8, width=8)
     expected = fit_views(torch.from_numpy(train.take(slice(7, 8))), recipe, drawn, given)[0].numpy()
     np.testing.assert_array_equal(shown.reshape(12, 9, -1), expected)
+
+
+@pytest.mark.parametrize("interpolation", [None, "bicubic"])
+def test_a_mixed_view_is_shown_with_the_picture_that_it_is_mixed_with(
+    shared_api: Api, interpolation: str | None
+) -> None:
+    train = decode(shared_api, DigitsDataset(train_per_class=2), "train")
+    given = Preprocessing.model_validate(
+        {"size": (12, 9), "interpolation": interpolation, "channels": "gray", "mean": (0.0,), "std": (1.0,)}
+    )
+    second = SecondView(rand_augment=RandAugment())
+    recipe = ResizedCrop(size=(12, 9), mixup=Mixup(alpha=4.0), second_view=second)
+    spec = make_spec(
+        dataset_fingerprint=train.fingerprint,
+        samples=20,
+        views=2,
+        augmentation=describe_augmentation(recipe, Holdout(holdout=0.5)),
+        preprocessing=given.model_dump(mode="json"),
+    )
+    CacheWriter(shared_api.settings.caches_dir, spec)
+    views = CachedViews.of(spec, train)
+    for view in (0, 1):
+        drawn = views.draw(view, np.array([7]), height=8, width=8)
+        pictures = torch.from_numpy(train.take(pictures_of(np.array([7]), [drawn])))
+        path = f"/v1/caches/{spec.key}/views/7.png?view={view}"
+        of_teacher = fit_views(pictures, views.recipe_of(view), drawn, given)[0, ..., 0].numpy()
+        np.testing.assert_array_equal(pixels(shared_api.client.get(path).content), of_teacher)
+        of_student = apply(pictures, views.recipe_of(view), drawn)[0, ..., 0].numpy()
+        shown = pixels(shared_api.client.get(f"{path}&network=student&size=12x9").content)
+        np.testing.assert_array_equal(shown, of_student)
 
 
 def make_views_of(train: Dataset, recipe: CropFlip | ResizedCrop, row: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 from store.counter_rng import below, hash_words, unit
 from workers.augmentation.apply import _mirror_all, _mirror_some, apply, make_views, resize
 from workers.augmentation.draw import ViewParameters, draw
-from workers.augmentation.draw_boxes import _exp, _log
+from workers.augmentation.draw_boxes import _log, exp
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, output_size
 from workers.errors import InvalidDataset
 
@@ -91,7 +91,7 @@ def test_integers_cover_exactly_their_range() -> None:
 def test_the_portable_exponential_is_accurate() -> None:
     x = np.linspace(-7, 7, 1001)
     expected = [math.exp(value) for value in x]
-    np.testing.assert_allclose(_exp(x), expected, rtol=1e-12)
+    np.testing.assert_allclose(exp(x), expected, rtol=1e-12)
     assert _log(4 / 3) == pytest.approx(math.log(4 / 3), rel=1e-15)
 
 
@@ -163,7 +163,7 @@ def test_bytes_do_not_depend_on_the_batch(recipe: Augmentation, channels: int) -
 def test_bytes_do_not_depend_on_how_the_work_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     images, recipe, index = noise(20, 24, 24), ResizedCrop(size=(40, 24)), np.arange(20)
     whole = make_views(images, recipe, 0, 0, index)
-    monkeypatch.setattr("workers.augmentation.apply._CHUNK_CPU", 3 * 40 * 24 * 3)
+    monkeypatch.setattr("workers.augmentation.parts._CHUNK_CPU", 3 * 40 * 24 * 3)
     assert torch.equal(make_views(images, recipe, 0, 0, index), whole)
 
 

@@ -76,6 +76,15 @@ def test_operations_on_all_samples_at_once_are_those_on_some() -> None:
 
 
 def test_operations_compute_with_integers_alone() -> None:
+    images = noise(64, 12, 12)
+    seen = seen_dtypes(lambda: [make_views(images, recipe, 0, 0, np.arange(64)) for recipe in RECIPES])
+    assert torch.uint8 in seen
+    assert torch.int32 in seen
+    assert not any(dtype.is_floating_point for dtype in seen)
+
+
+def seen_dtypes(work: Callable[[], object]) -> set[torch.dtype]:
+    """Types of all tensors that are computed in some work."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     seen: set[torch.dtype] = set()
@@ -92,13 +101,9 @@ def test_operations_compute_with_integers_alone() -> None:
             seen.update(each.dtype for each in _tensors(result))
             return result
 
-    images = noise(64, 12, 12)
     with Noting():
-        for recipe in RECIPES:
-            make_views(images, recipe, 0, 0, np.arange(64))
-    assert torch.uint8 in seen
-    assert torch.int32 in seen
-    assert not any(dtype.is_floating_point for dtype in seen)
+        work()
+    return seen
 
 
 def _tensors(value: object) -> Iterator[torch.Tensor]:

@@ -16,13 +16,19 @@ from store import CacheIncomplete, CacheReader, CacheSpec, CacheWriter
 from tests.support.digits import Digits
 from tests.support.onnx_models import linear, save
 from workers.augmentation.apply import make_views
+from workers.config.cached_augmentation import describe_augmentation
+from workers.config.mixing import CutMix, Mixup
+from workers.config.operations import RandAugment, RandomErasing, SecondView
 from workers.config.task import Folders
 from workers.config.training import Sgd, StepSchedule, Training
+from workers.config.views import Augmentation, CropFlip, ResizedCrop
+from workers.data.holdout_spec import Holdout
 from workers.errors import InvalidMethod, InvalidTeacher
 from workers.events import Epoch, ignore, never
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.teacher.build_caches import build_caches
+from workers.teacher.recheck import recheck_rows
 from workers.teacher.teacher import Teacher
 from workers.tools.parity import check_parity
 from workers.tools.parity_report import BOUND, ParityComparison, ParityReport, Spread
@@ -126,6 +132,38 @@ def test_parity_of_a_float16_cache_differs_by_rounding_alone(kept: Kept) -> None
     assert 0 < report.logits.difference <= report.logits.largest * 2**-11
     assert report.logits.unexplained == 0
     assert report.ok
+
+
+MIXED = {
+    "mixup": CropFlip(pad=1, flip=False, mixup=Mixup(alpha=1.0)),
+    "cutmix": CropFlip(pad=1, cutmix=CutMix()),
+    "both, of boxes and strong second views": ResizedCrop(
+        size=(8, 8),
+        scale=(0.5, 1.0),
+        mixup=Mixup(probability=0.4),
+        cutmix=CutMix(probability=0.4),
+        second_view=SecondView(rand_augment=RandAugment(magnitude=10), random_erasing=RandomErasing()),
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", MIXED.values(), ids=MIXED)
+def test_parity_of_mixed_views_is_exact(recipe: Augmentation, kept: Kept) -> None:
+    """Cached logits are those of the live teacher for the student's own mixed pictures, whatever is held out."""
+    changes = {"augmentation": describe_augmentation(recipe, Holdout(holdout=0.2)), "dtype": "float32"}
+    spec = CacheSpec.model_validate({**kept.specs["float32"].model_dump(), **changes})
+    build_caches(kept.digits.plan.model_copy(update={"train_cache": spec}), kept.folders, ignore, never, threads=1)
+    mixed = replace(kept, specs={"float32": spec})
+    for method in ("kd", "mlld"):
+        report = mixed.check("float32", method, epoch=2, steps=6)
+        assert report.ok
+        assert report.logits.difference == 0
+        assert report.live.gradient.worst < 1e-8
+    with pytest.raises(InvalidMethod, match=r"'dkd' needs the one true class .* mixed"):
+        mixed.check("float32", "dkd")
+    assert recheck_rows(kept.data_dir, spec.key, 200).ok
+    # Of other pictures than the views that are not mixed.
+    assert np.abs(mixed.live(0) - kept.live(0)).max() > 1
 
 
 @pytest.mark.usefixtures("without_onnx")

@@ -25,8 +25,10 @@ from tests.support.full_disk import on_a_small_disk
 from workers.augmentation.draw import draw
 from workers.cluster.outcomes import outcome
 from workers.config.job import JobSpec
+from workers.config.mixing import CutMix, Mixup
+from workers.config.operations import RandAugment, SecondView
 from workers.config.task import Folders
-from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views
+from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, has_second_view
 from workers.data import prepare as preparation
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
@@ -43,10 +45,12 @@ ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 CLASSES, EACH, HEIGHT, WIDTH = ("ant", "bee", "cat"), 9, 20, 24
 SAMPLES = len(CLASSES) * EACH
+STRONG = RandAugment(magnitude=10)
 RECIPES: tuple[Augmentation, ...] = (
     NoAugmentation(),
     CropFlip(pad=3),
     ResizedCrop(size=(12, 10), scale=(0.3, 1.0)),
+    CropFlip(mixup=Mixup(probability=0.5), cutmix=CutMix(probability=0.5), second_view=SecondView(rand_augment=STRONG)),
 )
 # Of which a batch has 288,000 bytes.
 LARGE = ResizedCrop(size=(120, 100), scale=(0.3, 1.0))
@@ -250,7 +254,8 @@ def test_a_picture_of_another_size_is_refused_even_if_its_file_looks_the_same(ro
 
 
 def plan(recipe: Augmentation) -> Views:
-    return Views(augmentation=recipe, count=1 if isinstance(recipe, NoAugmentation) else 3, seed=5)
+    count = 1 if isinstance(recipe, NoAugmentation) else 4 if has_second_view(recipe) else 3
+    return Views(augmentation=recipe, count=count, seed=5)
 
 
 def feed(
@@ -282,7 +287,7 @@ def bytes_of(batches: Iterator) -> list[list[bytes]]:
     ]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.recipe)
+@pytest.mark.parametrize("recipe", RECIPES, ids=["none", "crop_flip", "resized_crop", "mixed"])
 @pytest.mark.parametrize("per_step", [1, 2])
 def test_batches_are_those_of_the_decoded_copy(
     both: tuple[DecodedDataset, FilesDataset], recipe: Augmentation, per_step: int
@@ -339,7 +344,7 @@ def test_an_error_of_a_worker_keeps_its_class_and_its_words(root: Path, processe
     listed = files(root, root / "work")
     picture = listed.files.path(11)
     damage(picture, "longer")
-    stream = PictureStream(listed.files, RECIPES[1], processes, CPU)
+    stream = PictureStream(listed.files, (RECIPES[1],), processes, CPU)
     with contextlib.closing(stream):
         batches = stream.batches(work(listed, RECIPES[1]))
         assert next(batches)[0].shape == (8, HEIGHT, WIDTH, 3)
@@ -367,7 +372,7 @@ def test_small_shared_memory_costs_workers_and_loses_no_batch(both: tuple[Decode
     found = on_a_small_disk("200k", Path("/dev/shm"), listed.path, module="tests.support.small_shared_memory")
     with contextlib.closing(feed(listed, LARGE)) as feeding:
         of_epoch = digest(tuple(seen.images for seen in batch.views) for batch in feeding.epoch(0))
-    with contextlib.closing(PictureStream(listed.files, LARGE, 0, CPU)) as stream:
+    with contextlib.closing(PictureStream(listed.files, (LARGE,), 0, CPU)) as stream:
         in_order = digest(stream.batches(work(listed, LARGE)))
     assert found["made"] == [of_epoch, in_order, in_order]
     assert found["workers"] == [0, 1]
@@ -445,7 +450,7 @@ def test_an_epoch_after_one_that_was_left_while_it_waited_is_heard_as_well(root:
 
     with (
         contextlib.closing(Stuck(listed.files.path(11))),
-        contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
+        contextlib.closing(PictureStream(listed.files, (RECIPES[1],), 1, CPU)) as stream,
     ):
         for _ in range(2):
             with pytest.raises(Heard):
@@ -458,7 +463,7 @@ def test_a_batch_that_never_comes_has_the_run_start_again(root: Path, monkeypatc
     waits = []
     with (
         contextlib.closing(Stuck(listed.files.path(11))) as stuck,
-        contextlib.closing(PictureStream(listed.files, RECIPES[1], 1, CPU)) as stream,
+        contextlib.closing(PictureStream(listed.files, (RECIPES[1],), 1, CPU)) as stream,
     ):
         batches = stream.batches(work(listed, RECIPES[1]), lambda: waits.append(stuck.is_read()))
         with pytest.raises(BatchOverdue, match="does the file system of the dataset answer") as caught:
@@ -476,7 +481,7 @@ if __name__ == "__main__":
     from workers.training.image_loader import PictureStream
 
     listed = open_prepared(Path(sys.argv[1]), sys.argv[2])
-    stream = PictureStream(listed.files, RECIPES[0], 1, CPU)
+    stream = PictureStream(listed.files, (RECIPES[0],), 1, CPU)
     next(stream.batches(work(listed, RECIPES[0])))
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     sys.stdin.read()

@@ -33,7 +33,7 @@ from workers.training.not_finite import ComputeStep, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
 from workers.training.step_graph import _apart
-from workers.training.training_feed import TeacherRows
+from workers.training.teacher_rows import TeacherRows
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 

@@ -21,6 +21,7 @@ class Preset(Config):
 
     Attributes:
         imagenet: the defaults that differ for ``family: imagenet``; empty where the authors give none.
+        second_view: the authors' ``views.augmentation.second_view``; empty for methods of one view.
         verified: against what the numbers were checked.
         family: which of the authors' two sets of defaults fills the fields that are not given.
         ce_weight: weight of the cross-entropy.
@@ -32,6 +33,7 @@ class Preset(Config):
     formula: ClassVar[str]
     verified: ClassVar[str] = "authors' code"
     imagenet: ClassVar[Mapping[str, float | None]] = {}
+    second_view: ClassVar[Mapping[str, Mapping[str, int]]] = {}
 
     family: Family = "cifar"
     ce_weight: Weight = 1.0

@@ -32,17 +32,23 @@ class MLKD(Preset):
         )
 
 
+# Of both methods of two views.
+SECOND_VIEW = {"rand_augment": {"num_ops": 2, "magnitude": 10}}
+
+
 class MLLD(Preset):
     """Multi-level KD as released, on two views of each sample.
 
-    The second view is the cache's next one; the authors' is RandAugment of the first. Of the second, the released code
-    computes the divergence at three temperatures only; the other two are of the first view once more.
+    The second view is the cache's next one; with the authors' ``second_view`` that is one with RandAugment, cropped and
+    mirrored on its own. Of the second, the released code computes the divergence at three temperatures only; the other
+    two are of the first view once more.
     """
 
     title = "multi-level KD, two views"
     paper = "Jin et al. CVPR 2023"
     formula = "a (CE + CE_2) + b (mlkd at 5 temperatures + T^2 KL_2 at T, 3, 5 + T^2 KL at 2, 6)"
     imagenet = {"temperature": 1.0, "ce_weight": 0.5, "kd_weight": 0.5}
+    second_view = SECOND_VIEW
 
     preset: Literal["mlld"] = "mlld"
     ce_weight: Weight = 0.1

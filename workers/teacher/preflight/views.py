@@ -3,7 +3,16 @@
 import numpy as np
 
 from workers.augmentation.draw import draw
-from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, output_size
+from workers.config.views import (
+    Augmentation,
+    CropFlip,
+    NoAugmentation,
+    ResizedCrop,
+    Views,
+    output_size,
+    recipe_of_view,
+    without_mixing,
+)
 from workers.data.prepared import Dataset
 from workers.teacher.output_values import chosen
 from workers.teacher.preflight.finite import check_finite
@@ -21,6 +30,8 @@ def check_views(
 ) -> ViewsReport:
     """Run the teacher on views of the very pictures that ``check`` took, views in turn.
 
+    Views are taken as they are before they are mixed: a mixed picture has two labels, and a good teacher follows both.
+
     Args:
         views: of the teacher's views, see ``config.views.teacher_augmentation``.
         plain: what ``check`` said of the pictures as they are.
@@ -31,19 +42,14 @@ def check_views(
         NotFinite: NaN or infinite outputs.
     """
     index_R = slice_rows(dataset.labels_N, dataset.classes, rows)
-    outputs, sides = [], []
+    whole, outputs, sides = without_mixing(views.augmentation), [], []
     step = batch_rows(PART, teacher.preprocessing, dataset, views.augmentation)  # so that many views have their turn
     parts = [index_R[start : start + step] for start in range(0, len(index_R), step)]
     for number, part in enumerate(parts):
-        drawn = draw(
-            views.augmentation,
-            views.seed,
-            number % views.count,
-            part,
-            height=dataset.height,
-            width=dataset.width,
-        )
-        outputs.append(teacher.view_outputs(dataset.take(part), views.augmentation, drawn))
+        view = number % views.count
+        recipe = recipe_of_view(whole, view)
+        drawn = draw(recipe, views.seed, view, part, height=dataset.height, width=dataset.width)
+        outputs.append(teacher.view_outputs(dataset.take(part), recipe, drawn))
         sides.append(np.stack([drawn.height, drawn.width]))
     outputs_RN = np.concatenate(outputs)
     check_finite(outputs_RN, index_R)
@@ -86,7 +92,9 @@ def _why_views_are_harder(recipe: Augmentation, dataset: Dataset, height: int, w
             less = "a larger first value of `scale`"
         case CropFlip():
             what, less = f"Each is moved by up to {recipe.pad} pixels, black beyond the edge", "a smaller `pad`"
-    changes = [name for name in ("color_jitter", "rand_augment", "random_erasing") if getattr(recipe, name) is not None]
+    both = [recipe, recipe_of_view(recipe, 1)]
+    names = ("color_jitter", "rand_augment", "random_erasing")
+    changes = [name for name in names if any(getattr(each, name) is not None for each in both)]
     if changes:
         what, less = f"{what}, and changed by {' and '.join(changes)}", f"{less}, or less of {' and '.join(changes)},"
     if not recipe.flip:
