@@ -83,6 +83,12 @@ class Cluster(RayConnection):
             actor_group = ActorGroup([actor], range(len(training_tasks)), cpus, gpu_share)
             return [Task(actor_group, slot) for slot in range(len(training_tasks))]
         [training_task] = training_tasks
+        return [self._train_in_processes(name, training_task, cpus, gpu_share)]
+
+    @staticmethod
+    def _train_in_processes(name: str, training_task: TrainingTask, cpus: float, gpu_share: float) -> Task:
+        """Train one student in several processes, in a placement group."""
+        count = training_task.training.actors
         places = ray_api.reserve_places(name, count, cpus, gpu_share)
         actors = []
         for rank, own_name in enumerate(_names(name, count)):
@@ -93,7 +99,7 @@ class Cluster(RayConnection):
                     TrainingActor, texts, cpus=cpus, gpus=gpu_share, name=own_name, outlives=True, place=place
                 )
             )
-        return [Task(ActorGroup(actors, [0], cpus, gpu_share, places=places))]
+        return Task(ActorGroup(actors, [0], cpus, gpu_share, places=places))
 
     def export(self, name: str, training_task: TrainingTask, first_event: int) -> Task:
         """Write the artifacts of a trained run in a process without a GPU; one that has this name already is it.

@@ -14,12 +14,12 @@ from store import CacheSpec
 from store.spec import StoredKind, canonical_json
 from workers.config.cache import CacheOptions
 from workers.config.combination import Combination
-from workers.config.job import JobSpec, Plan
-from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.job import Plan
+from workers.config.teacher import Preprocessing
 from workers.data.decoded import KnownSplit
 from workers.errors import ContractViolation
 from workers.events import Split
-from workers.teacher.cache_plan import KnownTeacher, MemberPlan, cache_specs
+from workers.teacher.cache_plan import KnownTeacher, cache_specs
 
 COMBINED = "combined"
 _UNKNOWN = "0" * 64
@@ -28,17 +28,6 @@ _UNKNOWN = "0" * 64
 def member_job(job: Plan) -> Plan:
     """The job with dense caches, as members have them: no row is combined of what an encoding has left of others."""
     return job.model_copy(update={"cache": CacheOptions(dtype=job.cache.dtype)})
-
-
-def member_plans(
-    job: JobSpec, teachers: Sequence[tuple[TeacherSpec, KnownTeacher]], splits: Mapping[Split, KnownSplit]
-) -> tuple[MemberPlan, ...]:
-    """Several teachers, in the job's order, with their own caches: those of a job of each alone."""
-    alone = member_job(job)
-    return tuple(
-        MemberPlan(teacher=teacher, weight=given.weight, name=given.name, caches=cache_specs(alone, known, splits))
-        for (teacher, known), given in zip(teachers, job.teachers, strict=True)
-    )
 
 
 def stored_kind(combination: Combination) -> StoredKind:

@@ -1,50 +1,27 @@
 """Cache plan of a job: its data, the preflight of its teacher, and the specifications of its caches.
 
 1. ``prepare_splits``: the splits are decoded once and mapped; a holdout is cut from the training split.
-2. The teacher is tried on noise in a confined process (``smoke_run``), unless it was before, then on a labelled slice
-   and on views of it (``preflight``), once for every pairing of teacher, data and views: the reports are recorded. Each
-   job decides for itself whether it insists on a teacher that is doubted, whatever was recorded.
+2. Each teacher is examined on them (``examine_teacher``).
 3. That settles the specifications, and so the keys.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from workers.config.cache import check_encoding
-from workers.config.combination import WeightedTeacher
-from workers.config.dataset import thumbnail_warnings
 from workers.config.job import JobSpec
 from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
-from workers.config.teacher import TeacherSpec
-from workers.config.views import NoAugmentation, Views
 from workers.data.decoded import KnownSplit
 from workers.data.discovery import examine
 from workers.data.prepare import prepare_splits
-from workers.data.prepared import Dataset
 from workers.data.row_digests import overlap_warnings
-from workers.errors import Stopped
-from workers.events import Emit, Log, PreflightChecked, ShouldStop, with_prefix
-from workers.teacher.cache_plan import (
-    CachePlan,
-    EncodingCheck,
-    KnownTeacher,
-    cache_specs,
-    views_of_teacher,
-)
-from workers.teacher.combined_cache import combined_specs, member_plans
-from workers.teacher.forwards import ForwardCounter
-from workers.teacher.plan_checks import check_levels, check_networks, identify, smoke_run
-from workers.teacher.preflight.records import recorded
-from workers.teacher.preflight.report import PreflightReport, ViewsReport
-from workers.teacher.preflight.views import check_views
+from workers.events import Emit, ShouldStop, Split, with_prefix
+from workers.teacher.cache_plan import CachePlan, EncodingCheck, MemberPlan, cache_specs
+from workers.teacher.combined_cache import combined_specs, member_job
+from workers.teacher.examine_teacher import Examined, examine_teacher, warn
+from workers.teacher.plan_checks import check_levels, check_networks
 from workers.teacher.sessions import Device
-from workers.teacher.teacher import Teacher
-
-# Preflights, of several jobs, that share the machine's memory.
-_SESSIONS = 2
 
 
 def plan_caches(
@@ -84,17 +61,17 @@ def plan_caches(
     train = data["train"]
     if train.class_names:
         check_networks(job, train, folders, emit)
-    open_session = functools.partial(
-        _open_session, dataset=train, threads=threads, device=device, should_stop=should_stop, forwards_in=forwards_in
-    )
     examined = [
-        _examine(
+        examine_teacher(
             job,
             teacher,
             train,
             folders,
             emit=with_prefix(f"teacher {teacher.name!r}: ", emit) if job.teachers else emit,
-            open_session=open_session,
+            should_stop=should_stop,
+            threads=threads,
+            device=device,
+            forwards_in=forwards_in,
         )
         for teacher in job.all_teachers
     ]
@@ -108,7 +85,7 @@ def plan_caches(
         split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
         for split, found in data.items()
     }
-    members = member_plans(job, [(each.teacher, each.known) for each in examined], facts) if job.teachers else ()
+    members = _members(job, examined, facts) if job.teachers else ()
     if members:
         own = [member.caches for member in members]
         caches = combined_specs(job, own, [member.weight for member in members], facts)
@@ -129,144 +106,12 @@ def plan_caches(
     )
 
 
-class _Examined(NamedTuple):
-    """A teacher that has passed its preflight, and the forward passes that this took now."""
-
-    teacher: TeacherSpec
-    known: KnownTeacher
-    report: PreflightReport
-    forwards: int
-
-
-def _examine(
-    job: JobSpec,
-    member: WeightedTeacher,
-    train: Dataset,
-    folders: Folders,
-    *,
-    emit: Emit,
-    open_session: Callable[[TeacherSpec], Teacher],
-) -> _Examined:
-    """Try a teacher on noise and on the data; the output's name is given from here on: a cache is known by it."""
-    teacher = identify(member.alone)
-    smoke_run(teacher, train, folders, emit)
-    warn(thumbnail_warnings(job.dataset, teacher.preprocessing.size), emit)
-    seen = views_of_teacher(job, teacher.preprocessing, train.height, train.width)
-    session = functools.cache(functools.partial(open_session, teacher))
-    report, forwards = _run_preflight(
-        teacher, train, folders, emit, accept=job.accept_teacher, views=seen, session=session
-    )
-    teacher = teacher.model_copy(update={"output": report.output})
-    known = KnownTeacher(
-        sha256=str(teacher.sha256),
-        output=report.output,
-        output_kind=report.output_kind,
-        classes=report.classes,
-        preprocessing=teacher.preprocessing,
-        columns=report.columns,
-        inputs=teacher.input_values,
-    )
-    return _Examined(teacher, known, report, forwards)
-
-
-def _open_session(
-    teacher: TeacherSpec,
-    *,
-    dataset: Dataset,
-    threads: int,
-    device: Device,
-    should_stop: ShouldStop,
-    forwards_in: Path | None,
-) -> Teacher:
-    """The session of a preflight, which counts what the teacher is run on and is stopped after any batch."""
-    counter = None if forwards_in is None else ForwardCounter(forwards_in)
-
-    def count(rows: int) -> None:
-        if counter is not None:
-            counter.add(rows)
-        if should_stop():
-            raise Stopped("stopped while the teacher was tried on the data")
-
-    return Teacher(
-        teacher.path,
-        teacher.preprocessing,
-        teacher.output,
-        reading=teacher,
-        threads=threads,
-        device=device,
-        dataset=dataset,
-        on_forward=count,
-        sessions=_SESSIONS,
-    )
-
-
-def _run_preflight(
-    teacher: TeacherSpec,
-    dataset: Dataset,
-    folders: Folders,
-    emit: Emit,
-    *,
-    accept: bool,
-    views: Views,
-    session: Callable[[], Teacher],
-) -> tuple[PreflightReport, int]:
-    """Run the preflight on a labelled slice and on views of it, or read what was recorded of it.
-
-    Args:
-        accept: whether the job insists on a teacher that is doubted; each job for itself, whatever was recorded.
-        views: the training views as the teacher sees them; without augmentation plain pictures alone are tried.
-        session: of the teacher; not asked for where both reports are there.
-
-    Returns:
-        The report on plain pictures, and the number of forward passes that both took now.
-
-    Raises:
-        ContractViolation: they do not belong together; see ``Teacher.run_preflight``.
-        Stopped: the job is to stop; the next one tries anew.
-    """
-    identity = {
-        "teacher": teacher.model_dump(mode="json", exclude={"path"}),
-        "dataset": dataset.fingerprint,
-        "class_names": dataset.class_names,
-    }
-    report, forwards = recorded(
-        PreflightReport, folders.contracts, identity, lambda: session().run_preflight(dataset, accept=accept)
-    )
-    report.enforce(accept)
-    on_views = None
-    if not isinstance(views.augmentation, NoAugmentation):
-        identity["views"] = views.model_dump(mode="json")
-        on_views, more = recorded(
-            ViewsReport, folders.contracts, identity, lambda: check_views(session(), dataset, views, report)
+def _members(job: JobSpec, examined: Sequence[Examined], facts: Mapping[Split, KnownSplit]) -> tuple[MemberPlan, ...]:
+    """Several teachers with their own caches, those of a job of each alone."""
+    alone = member_job(job)
+    return tuple(
+        MemberPlan(
+            teacher=each.teacher, weight=given.weight, name=given.name, caches=cache_specs(alone, each.known, facts)
         )
-        forwards += more
-    if forwards:
-        warn(session().warnings, emit)
-    warn((*report.accepted, *report.warnings, *(on_views.warnings if on_views else ())), emit)
-    if forwards:
-        emit(_checked(report, on_views, forwards, session()))
-    return report, forwards
-
-
-def _checked(
-    report: PreflightReport, on_views: ViewsReport | None, forwards: int, session: Teacher
-) -> PreflightChecked:
-    return PreflightChecked(
-        rows=report.rows,
-        forwards=forwards,
-        accuracy=report.accuracy,
-        views_accuracy=on_views.accuracy if on_views else None,
-        chance=report.chance,
-        labelled=report.labelled,
-        entropy=None if report.without_labels is None else report.without_labels.entropy,
-        agreement=None if report.without_labels is None else report.without_labels.agreement,
-        output_kind=report.output_kind,
-        provider=session.provider,
-        provider_reason=session.provider_reason,
+        for each, given in zip(examined, job.teachers, strict=True)
     )
-
-
-def warn(warnings: Iterable[str], emit: Emit) -> None:
-    """Emit each sentence as a warning."""
-    for warning in warnings:
-        emit(Log(level="warning", message=warning))
