@@ -104,3 +104,11 @@ def float32_as(precision: Precision) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Context in which autocast is off on a type of device."""
+    # Entered only where there is something to leave: three calls of Python in every step.
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type=device_type, enabled=False)
+    return contextlib.nullcontext()

@@ -108,6 +108,7 @@ STEP = (
     "workers.training.training_feed:TrainingFeed._inputs",
     "workers.training.training_feed:TrainingFeed.load",
     "workers.training.training_feed:TrainingFeed.make",
+    "workers.augmentation.apply:apply_tables",
     "workers.augmentation.apply:apply_table",
     "workers.augmentation.apply:to_input",
     "workers.training.loop:prepare_step",

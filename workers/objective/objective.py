@@ -11,9 +11,8 @@ between host and device. Numbers of the host (weights, warm-up, the epoch) are c
 Shapes: B batch, C classes, 1 kept for broadcasting.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from operator import add
@@ -21,6 +20,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -30,14 +30,23 @@ from workers.methods.policies.base import Temperatures
 from workers.methods.policies.catalog import POLICIES
 from workers.methods.policies.expression import Expression
 from workers.methods.policies.usable import finite_if_usable
-from workers.objective.cross_entropy import cross_entropy
 from workers.objective.distillation import LOSSES
 from workers.objective.kl import compute_divergences
 from workers.objective.log_softmax import AutogradContext
 from workers.objective.not_finite import explain_not_finite
-from workers.objective.results import LossResult, Objective, SoftenedKl, Summand, TermResult
+from workers.objective.results import (
+    LossResult,
+    Objective,
+    SoftenedKl,
+    Summand,
+    TermResult,
+    domains_of,
+    shown_temperature,
+)
 from workers.objective.statistics import LiveBatch, LiveStatistics, Logits, SharedTeacherTerms
 from workers.objective.view import View, check_cache_statistics, check_view
+from workers.precision import without_autocast
+from workers.unlabelled import NO_LABEL
 
 
 def objective(
@@ -124,16 +133,11 @@ def objective_of(
         check_view(method, view, labels_B)
     first_BC = views[0].student_logits_BC
     dtype = torch.float64 if first_BC.dtype == torch.float64 else torch.float32
-    with _without_autocast(first_BC.device.type):
+    with without_autocast(first_BC.device.type):
         students = [Logits(view.student_logits_BC.to(dtype), dtype, SharedTeacherTerms()) for view in views]
         labelled = (labels_B >= 0).sum() if some_unlabelled else None
-        ce = reduce(
-            add,
-            [
-                cross_entropy(student, labels_B, label_smoothing, labelled=labelled, mixed=view.mixed)
-                for student, view in zip(students, views, strict=True)
-            ],
-        )
+        pairs = zip(students, views, strict=True)
+        ce = reduce(add, [_cross_entropy(*pair, labels_B, label_smoothing, labelled=labelled) for pair in pairs])
         ce_factor, scale = method.factors(epoch)
         teachers = [
             Logits(view.teacher_logits_BC.detach(), dtype, view.known, cache_statistics)
@@ -160,27 +164,13 @@ def objective_of(
         names=("ce", *(summand.name for summand in summands)),
         shares=shares,
         values=tuple(value.detach() for value in values),
-        student_temperature=None if shown is None else _shown(shown.shown.student),
-        teacher_temperature=None if shown is None else _shown(shown.shown.teacher),
+        student_temperature=None if shown is None else shown_temperature(shown.shown.student),
+        teacher_temperature=None if shown is None else shown_temperature(shown.shown.teacher),
         watched=watched,
-        inside=_domains(method, terms),
-        paper_temperature=None if shown is None or shown.shown.paper is None else _shown(shown.shown.paper),
+        inside=domains_of(method, terms),
+        paper_temperature=None if shown is None or shown.shown.paper is None else shown_temperature(shown.shown.paper),
         labelled_share=None if labelled is None else labelled / len(labels_B),
     )
-
-
-def _without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
-    # Entered only where there is something to leave: three calls of Python in every step.
-    if torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type=device_type, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _shown(tau: Tensor | float) -> Tensor | float:
-    """[B], or a number."""
-    if not isinstance(tau, Tensor):
-        return tau
-    return tau.detach().squeeze(1) if tau.shape[1] == 1 else tau.detach().mean(dim=1)
 
 
 def _distil(
@@ -226,16 +216,6 @@ def _distil(
     return terms
 
 
-def _domains(method: Method, terms: Sequence[TermResult]) -> tuple[Tensor, ...]:
-    """Boolean [B, 1] of each set of rows that policies are defined for, once where terms of a view share it."""
-    domains: dict[Hashable, Tensor] = {}
-    for term, result in zip(method.terms, terms, strict=False):
-        key, inside = (term.view, term.policy.domain_key), result.temperatures.inside
-        if inside is not None and key not in domains:
-            domains[key] = inside()
-    return tuple(domains.values())
-
-
 def _values(
     method: Method, students: list[Logits], teachers: list[Logits], results: list[LossResult]
 ) -> list[dict[str, Tensor]]:
@@ -255,6 +235,31 @@ def _values(
             for (of_term, key, _), value_B in zip(wanted, found, strict=True):
                 of_term[key] = value_B
     return values
+
+
+def _cross_entropy(
+    student: Logits, view: View, labels_B: Tensor, label_smoothing: float, *, labelled: Tensor | None
+) -> Tensor:
+    """The mean of -log S(z)[y] at T=1, mixed with the mean over classes by ``label_smoothing``: [].
+
+    Args:
+        labelled: int64 [], rows with a label, over which the mean is; None if all have one.
+    """
+    log_p_BC, mixed = student.log_softmax_BC, view.mixed
+    if labelled is not None:
+        if mixed is None:
+            total: Tensor = F.nll_loss(log_p_BC, labels_B, ignore_index=NO_LABEL, reduction="sum")
+        else:
+            total = mixed.negative_log_likelihood(log_p_BC, labels_B).sum()
+        if label_smoothing > 0.0:
+            over_classes_B = log_p_BC.mean(dim=1) * (labels_B >= 0)
+            total = torch.lerp(total, -over_classes_B.sum(), label_smoothing)
+        return total / labelled.clamp(min=1)
+    if mixed is None:
+        ce: Tensor = F.nll_loss(log_p_BC, labels_B)
+    else:
+        ce = mixed.negative_log_likelihood(log_p_BC, labels_B).mean()
+    return ce if label_smoothing == 0.0 else torch.lerp(ce, -log_p_BC.mean(), label_smoothing)
 
 
 class _FactorsContext(AutogradContext, Protocol):

@@ -3,7 +3,7 @@
 Shapes: B batch, 1 kept for broadcasting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -11,6 +11,7 @@ from operator import and_
 import torch
 from torch import Tensor
 
+from workers.methods.method import Method
 from workers.methods.policies.base import Policy, Temperatures
 
 
@@ -126,3 +127,20 @@ class Objective:
         ce, *values = self.values
         means = torch._foreach_mul(values, self.shares[1:]) if values else ()
         return dict(zip(self.names, [ce, *means], strict=True))
+
+
+def shown_temperature(tau: Tensor | float) -> Tensor | float:
+    """Temperature for the metrics, [B] without gradient, the mean over classes; or a number."""
+    if not isinstance(tau, Tensor):
+        return tau
+    return tau.detach().squeeze(1) if tau.shape[1] == 1 else tau.detach().mean(dim=1)
+
+
+def domains_of(method: Method, terms: Sequence[TermResult]) -> tuple[Tensor, ...]:
+    """Boolean [B, 1] of each set of rows that policies are defined for, once where terms of a view share it."""
+    domains: dict[Hashable, Tensor] = {}
+    for term, result in zip(method.terms, terms, strict=False):
+        key, inside = (term.view, term.policy.domain_key), result.temperatures.inside
+        if inside is not None and key not in domains:
+            domains[key] = inside()
+    return tuple(domains.values())

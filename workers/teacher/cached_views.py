@@ -62,8 +62,8 @@ class CachedViews:
         """Draw the parameters of a view of H x W pictures, for ``recipe_of`` it."""
         return draw(self.recipe_of(view), self.seed, view, index_B, height, width, partners_P=self.partners_P)
 
-    def mixing(self, view: int, index_B: Ints) -> MixingParameters | None:
-        """How a view of these samples is mixed; None where it is not."""
+    def draw_mixing(self, view: int, index_B: Ints) -> MixingParameters | None:
+        """Draw how a view of these samples is mixed; None where it is not."""
         if not is_mixed(self.recipe):
             return None
         return draw_mixing(self.recipe, self.seed, view, index_B, partners_P=self.partners_P)
@@ -74,7 +74,7 @@ class CachedViews:
         The shares are those of the teacher's view; a student's of another size may have a box of a pixel more or less.
         """
         labels_N = np.asarray(dataset.labels_N)
-        mixing = self.mixing(view, index_B)
+        mixing = self.draw_mixing(view, index_B)
         if mixing is None:
             return [(labels_N[index_B], np.ones(len(index_B), dtype=np.float32))]
         own_B = mixing.own_share(*output_size(self.recipe, dataset.height, dataset.width))

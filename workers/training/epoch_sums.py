@@ -114,7 +114,9 @@ class EpochSums:
             not_finite: float32 [], 1 if the step made no update.
             mixed: second labels of mixed pictures.
         """
-        step = _Step(replace(outcome, total=outcome.total.detach()), logits_BC.detach(), labels_B, not_finite, mixed)
+        step = _Step(
+            replace(outcome, total=outcome.total.detach()), logits_BC.detach(), labels_B, not_finite, mixed=mixed
+        )
         if not self.is_deferred:
             self._add(step)
             return

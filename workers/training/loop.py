@@ -222,7 +222,7 @@ def compute_step(run_state: RunState, loaded: LoadedBatch, *, check: bool = Fals
         outcome = objective_of(
             method,
             [
-                View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known, seen.mixed)
+                View(logits_BC, seen.teacher_logits, seen.teacher_statistics, seen.known, mixed=seen.mixed)
                 for logits_BC, seen in zip(logits, batch.views, strict=False)
             ],
             batch.labels,

@@ -43,7 +43,7 @@ def _part(loaded: LoadedBatch, whole: slice) -> LoadedBatch:
             None if seen.teacher_logits is None else seen.teacher_logits[whole],
             None if seen.teacher_statistics is None else {k: x_B[whole] for k, x_B in seen.teacher_statistics.items()},
             SharedTeacherTerms(),
-            None if seen.mixed is None else seen.mixed[whole],
+            mixed=None if seen.mixed is None else seen.mixed[whole],
         )
         for seen in batch.views
     )
