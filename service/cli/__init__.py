@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from service.cli import (
+    add_runs,
     backup,
     caches,
     doctor,
@@ -55,6 +56,7 @@ doctor.register(app)
 jobs.register(app)
 job_labels.register(app)
 reproduce.register(app)
+add_runs.register(app)
 evaluate.register(app)
 reports.register(app)
 resources.register(app)

@@ -10,9 +10,10 @@ from service.db.states import LIVE
 def first_weights_in_use(session: Session) -> dict[str, list[str]]:
     """Ids of the live jobs with a student that begins with the weights of a run, by the run's id."""
     found = dict[str, list[str]]()
-    live = select(JobRecord.id, JobRecord.plan["students"]).where(JobRecord.state.in_(LIVE)).order_by(JobRecord.id)
-    for job_id, students in session.execute(live):
-        for student in students:
+    parts = JobRecord.plan["students"], JobRecord.plan["added"]
+    live = select(JobRecord.id, *parts).where(JobRecord.state.in_(LIVE)).order_by(JobRecord.id)
+    for job_id, students, added in session.execute(live):
+        for student in (*students, *(each for block in added or () for each in block["students"])):
             init = student.get("init")
             if isinstance(init, dict) and "run" in init:
                 found.setdefault(init["run"], []).append(job_id)

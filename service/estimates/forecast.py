@@ -219,8 +219,12 @@ def _at_present_speed(job: JobNow, paces: Mapping[int, float]) -> JobNow:
 
 
 def _student(job: JobNow, index: int) -> str:
-    per_student = len(job.plan.methods) * len(job.plan.seeds)
-    return job.plan.students[index // per_student].name if job.plan.students else ""
+    first = 0
+    for block in job.plan.blocks:
+        if index < first + block.count:
+            return block.students[(index - first) // (block.count // len(block.students))].name
+        first += block.count
+    return ""
 
 
 def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:

@@ -92,7 +92,8 @@ def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[SeedGroup]) -> It
 
 def _first_weights(job: JobRecord, student: str) -> str | None:
     """SHA-256 of the weights that a student begins with; None where they are drawn at random."""
-    named = [each for each in job.plan["students"] if each["name"] == student]
+    blocks = [job.plan, *job.plan.get("added", [])]
+    named = [each for block in blocks for each in block["students"] if each["name"] == student]
     return next((each["init"]["sha256"] for each in named if isinstance(each.get("init"), dict)), None)
 
 

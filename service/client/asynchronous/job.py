@@ -80,6 +80,10 @@ class AsyncJobSummary(_Controlled, documents.JobSummary):
         """Change name, tags (all of them) or note; what is None stays as it is."""
         return self._renew(await self._routes.update_job(self.id, name=name, tags=tags, note=note))
 
+    async def add_runs(self, runs: Mapping[str, object]) -> Self:
+        """Add students x methods x seeds to it, on the same caches; a job that has ended is queued again."""
+        return self._renew(await self._routes.add_runs(self.id, runs))
+
     async def pin(self) -> Self:
         """Pin the job: keep it from deletion."""
         return self._renew(await self._routes.pin(self.id))

@@ -69,6 +69,39 @@ class JobRoutes(Reports):
         body = {field: value for field, value in given.items() if value is not None}
         return await self._connection.typed("PATCH", f"/v1/jobs/{path_part(job_id)}", self._job, json=body)
 
+    @overload
+    async def add_runs(
+        self,
+        job_id: str,
+        runs: Mapping[str, object],
+        *,
+        idempotency_key: str | None = None,
+        dry_run: Literal[False] = False,
+    ) -> AsyncJob: ...
+
+    @overload
+    async def add_runs(
+        self, job_id: str, runs: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: Literal[True]
+    ) -> documents.JobPreview: ...
+
+    async def add_runs(
+        self, job_id: str, runs: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: bool = False
+    ) -> AsyncJob | documents.JobPreview:
+        """Add runs to a job, on the same caches; one that has ended is queued again.
+
+        Args:
+            job_id: which job.
+            runs: students, methods and seeds, as of a job; every combination is a run.
+            idempotency_key: as of ``submit``.
+            dry_run: only show the runs that it would get, and their cost.
+        """
+        path = f"/v1/jobs/{path_part(job_id)}/runs"
+        if dry_run:
+            query = {"dry_run": "true"}
+            return await self._connection.typed("POST", path, documents.JobPreview, json=runs, params=query)
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return await self._connection.typed("POST", path, self._job, json=runs, headers=headers)
+
     async def cancel(self, job_or_run_id: str) -> AsyncJob | AsyncRun:
         """Cancel a job or a run; a second call, or one after its end, changes nothing."""
         return await self._control(job_or_run_id, "cancel")
