@@ -23,22 +23,22 @@ def check_added(job: JobRecord, block: RunBlock, context: Context) -> CheckedJob
     """Check a job as it will be with these runs.
 
     Raises:
-        Conflict: it is being cancelled, only evaluates, a teacher of it was deleted, or another version has stored it.
+        Conflict: it is being cancelled, only evaluates, extends a run, a teacher of it was deleted, or another version
+            has stored it.
         InvalidRequest, InvalidJob, InvalidDataset, ContractViolation: as at a new job; InvalidJob for runs that it has.
     """
     if job.state is State.CANCELLING:
         raise Conflict(f"no runs can be added to {job.id}: it is being cancelled; add them once it has ended")
-    try:
-        plan = Plan.model_validate(job.plan)
-    except (ValueError, LookupError) as error:
-        raise Conflict(f"the plan of {job.id} cannot be read by this version: post a new job") from error
+    plan = read_plan(job)
+    if plan.extends is not None:
+        raise Conflict(f"no runs can be added to {job.id}: its run goes on from {plan.extends.run}; post a new job")
     if plan.evaluate:
         raise Conflict(f"no runs can be added to {job.id}: it evaluates its teacher and trains nothing; post a new job")
     known = known_students(block.students, context)
     whole = with_added(plan, RunBlock(students=known, methods=block.methods, seeds=block.seeds))
     check_run_count(whole, context.settings)
     check_amount([method.model_dump(mode="json") for method in whole.all_methods])
-    return check_plan(whole, _teachers_of(job, context), context.settings)
+    return check_plan(whole, teachers_of(job, context), context.settings)
 
 
 def preview_of_added(checked: CheckedJob, context: Context) -> JobPreview:
@@ -53,7 +53,16 @@ def preview_of_added(checked: CheckedJob, context: Context) -> JobPreview:
     return preview.model_copy(update={"plan": checked.plan})
 
 
-def _teachers_of(job: JobRecord, context: Context) -> list[ChosenTeacher]:
+def read_plan(job: JobRecord) -> Plan:
+    """The plan of a job that was stored. Raises Conflict if another version has stored it."""
+    try:
+        return Plan.model_validate(job.plan)
+    except (ValueError, LookupError) as error:
+        raise Conflict(f"the plan of {job.id} cannot be read by this version: post a new job") from error
+
+
+def teachers_of(job: JobRecord, context: Context) -> list[ChosenTeacher]:
+    """The teachers of a job that was stored. Raises Conflict if one was deleted."""
     found = []
     for member in members_of(job.teacher):
         id = member.get("id", job.teacher_id)

@@ -81,6 +81,8 @@ def check_request(request: JobRequest, context: Context) -> None:
     """
     _check_teachers(request)
     check_run_count(request, context.settings)
+    if request.extends is not None:
+        raise InvalidRequest("extends is said by the service: ask POST /v1/runs/{id}/extend for it", "#/extends")
     if request.webhook is None:
         return
     try:

@@ -24,6 +24,7 @@ from service.cli import (
     caches,
     doctor,
     evaluate,
+    extend,
     gc,
     job_labels,
     jobs,
@@ -57,6 +58,7 @@ jobs.register(app)
 job_labels.register(app)
 reproduce.register(app)
 add_runs.register(app)
+extend.register(app)
 evaluate.register(app)
 reports.register(app)
 resources.register(app)

@@ -108,6 +108,10 @@ class Job(JobSummary, documents.Job):
 class Run(_Controlled, documents.Run):
     """Run of a job."""
 
+    def extend(self, epochs: int, *, schedule: Mapping[str, object] | None = None) -> Job:
+        """Let it go on to so many epochs in all, as another job; it has succeeded and kept its checkpoint."""
+        return self._routes.extend(self.id, epochs, schedule=schedule)
+
     def refresh(self) -> Self:
         """Get the run again."""
         return self._renew(self._routes.run(self.id))

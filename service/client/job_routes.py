@@ -119,6 +119,27 @@ class JobRoutes(Reports):
         """Retry the runs that failed or were cancelled, as a new job; a second call gives the same one."""
         return self._connection.typed("POST", f"{job_or_run_path(job_or_run_id)}/retry", self._job)
 
+    def extend(
+        self,
+        run_id: str,
+        epochs: int,
+        *,
+        schedule: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Let a run that has succeeded and kept its checkpoint go on to more epochs, as a new job.
+
+        Args:
+            run_id: which run.
+            epochs: in all, those that it has included.
+            schedule: of all epochs; None is the run's own.
+            idempotency_key: as of ``submit``.
+        """
+        body = {"epochs": epochs, **({} if schedule is None else {"schedule": dict(schedule)})}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        path = f"/v1/runs/{path_part(run_id)}/extend"
+        return self._connection.typed("POST", path, self._job, json=body, headers=headers)
+
     def pin(self, job_id: str) -> Job:
         """Pin a job: keep it from deletion, by request or by age."""
         return self._connection.typed("POST", f"/v1/jobs/{path_part(job_id)}/pin", self._job)

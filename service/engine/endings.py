@@ -92,9 +92,11 @@ class Endings:
         if run.state in WORKING:
             return
         folder, has_succeeded = self._context.run_folder(run), run.state is State.SUCCEEDED
-        sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
         with suppress(NotFound):
             # Of what has ended; it may be deleted meanwhile.
+            keeps = has_succeeded and self._queries.job(run.job_id).plan["training"].get("keep_checkpoint", False)
+            kept = folder / f"a{run.attempt}" if has_succeeded else None
+            sweep_attempts(folder, kept, checkpoints=has_succeeded and not keeps)
             while has_succeeded and run.retry_of is not None:
                 run = self._queries.run(run.retry_of)
                 sweep_attempts(self._context.run_folder(run), None, checkpoints=True)

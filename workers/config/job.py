@@ -19,6 +19,7 @@ from workers.config.combination import (
 )
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
+from workers.config.extension import Extension
 from workers.config.recipes import Recipe
 from workers.config.run_block import RUNS_MAX, Methods, RunBlock, Seeds, Students, check_distinct
 from workers.config.run_block import RunSpec as RunSpec
@@ -51,6 +52,7 @@ class Plan(Spec):
             nothing has.
         added: further runs, after those of ``students``, ``methods`` and ``seeds``; a block for each time that runs
             were added to the job.
+        extends: the run that has ended and that the job's only one goes on from; said by the service.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -71,6 +73,7 @@ class Plan(Spec):
     combine: Combination | None = Field(None, exclude_if=lambda given: given is None)
     recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
     added: Annotated[tuple[RunBlock, ...], AtMost(RUNS_MAX)] = Field((), exclude_if=lambda given: not given)
+    extends: Extension | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _trains_or_evaluates(self) -> Self:
@@ -98,6 +101,8 @@ class Plan(Spec):
         if runs > RUNS_MAX:
             raise InvalidJob(f"the job has {runs} runs, at most {RUNS_MAX} are allowed: split it")
         check_distinct(self.blocks)
+        if self.extends is not None and runs != 1:
+            raise ValueError(f"the job extends run {self.extends.run} and has {runs} runs: it can have that one alone")
         return self
 
     @model_validator(mode="after")
@@ -216,7 +221,7 @@ class Plan(Spec):
         """The plan whose only run is this one; it states everything, so no recipe is part of it."""
         kept = {name: getattr(self, name) for name in Plan.model_fields}
         kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,)}
-        kept |= {"added": (), "recipe": None}
+        kept |= {"added": (), "extends": None, "recipe": None}
         return Plan.model_construct(**kept | {"training": self.training.of_student(run.student.name)})
 
     @property

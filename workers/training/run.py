@@ -23,6 +23,7 @@ from workers.training.distributed import Replicas
 from workers.training.early_stopping import best_epoch, is_stopped_early
 from workers.training.ema import Ema
 from workers.training.epoch_sums import EpochSums, Reading
+from workers.training.extension import load_extended
 from workers.training.final_evaluation import FinalEvaluation
 from workers.training.micro_batches import part_count
 from workers.training.optimizer import new_optimizer
@@ -251,6 +252,9 @@ class RunState:
     def resume(self) -> bool:
         """Continue from the farthest checkpoint of this run's attempts; returns whether there is one."""
         state = load_checkpoint((*self.task.earlier, self.task.folder), self._identity, self.emit)
+        if state is None and self.task.extends is not None:
+            state = load_extended(self.task, self.task.extends)
+            self.emit(Log(message=f"goes on from run {self.task.extends.run}"))
         if state is None:
             return False
         with self.counters.attached():

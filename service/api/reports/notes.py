@@ -21,7 +21,7 @@ def notes_of(
         groups, shown: the same, and as documents.
     """
     sentences = [*_of_splits(jobs, shown), *_of_names(groups), *_of_runs(groups), *_of_seeds(groups)]
-    sentences += [*_of_baseline(groups, baseline), *_of_other_jobs(jobs, groups)]
+    sentences += [*_of_extensions(jobs), *_of_baseline(groups, baseline), *_of_other_jobs(jobs, groups)]
     return [*sentences, *_of_differences(groups, shown)]
 
 
@@ -31,6 +31,13 @@ def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Itera
         yield f"{listed(untested)} has no test split ('test' is null): nothing was measured on test"
     if any(group.test for group in shown) and not any(group.validation for group in shown):
         yield "there is no validation split: nothing was chosen, so no epoch is called best"
+
+
+def _of_extensions(jobs: Sequence[JobRecord]) -> Iterator[str]:
+    for job in jobs:
+        if extends := job.plan.get("extends"):
+            before = extends["training"]["epochs"]
+            yield f"the run of {job.id} goes on from {extends['run']}, which has trained its first {before} epochs"
 
 
 def _of_names(groups: Sequence[SeedGroup]) -> Iterator[str]:

@@ -109,6 +109,10 @@ class AsyncJob(AsyncJobSummary, documents.Job):
 class AsyncRun(_Controlled, documents.Run):
     """Run of a job."""
 
+    async def extend(self, epochs: int, *, schedule: Mapping[str, object] | None = None) -> AsyncJob:
+        """Let it go on to so many epochs in all, as another job; it has succeeded and kept its checkpoint."""
+        return await self._routes.extend(self.id, epochs, schedule=schedule)
+
     async def refresh(self) -> Self:
         """Get the run again."""
         return self._renew(await self._routes.run(self.id))
