@@ -15,7 +15,7 @@ from workers.run_files import CHECKPOINT
 
 
 def check_extended(
-    run: RunRecord, job: JobRecord, epochs: int, schedule: StepSchedule | None, context: Context
+    run: RunRecord, job: JobRecord, context: Context, *, epochs: int, schedule: StepSchedule | None
 ) -> CheckedJob:
     """Check the job of one run that goes on from this one.
 

@@ -231,11 +231,7 @@ def evaluation_run(teachers: Sequence[ChosenTeacher]) -> Json:
 
 
 def new_runs(plan: Plan, job_id: str, teachers: Sequence[ChosenTeacher]) -> list[RunRecord]:
-    """Rows of all runs of a plan; not in a session.
-
-    Args:
-        teachers: what an evaluation's run is named after.
-    """
+    """Rows of all runs of a plan, not in a session; an evaluation's is named after the teachers."""
     if plan.evaluate:
         # One run, so that it is paused, resumed, retried and reported as all others are; see ``run_start``.
         columns = {**evaluation_run(teachers), "method_spec": {}, "epochs": 1}

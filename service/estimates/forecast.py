@@ -18,6 +18,7 @@ from service.estimates.rates import InferenceRate
 from service.estimates.schedule import Load, WaitingRun, expected_ends
 from service.estimates.workload import Slots, Workload
 from workers.config.job import Plan
+from workers.config.run_block import student_at
 
 _WAITING = frozenset({State.QUEUED, State.LOST})
 _LEAST_S = 0.5
@@ -219,12 +220,7 @@ def _at_present_speed(job: JobNow, paces: Mapping[int, float]) -> JobNow:
 
 
 def _student(job: JobNow, index: int) -> str:
-    first = 0
-    for block in job.plan.blocks:
-        if index < first + block.count:
-            return block.students[(index - first) // (block.count // len(block.students))].name
-        first += block.count
-    return ""
+    return student_at(job.plan.blocks, index)
 
 
 def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:

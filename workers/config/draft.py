@@ -214,7 +214,7 @@ def _reference_rates(students: Iterable[StudentSpec], usual: float) -> dict[str,
 
 
 def _with_recipe(
-    recipe: RecipeSpec, methods: Sequence[Preset], students: Sequence[StudentSpec], told: list[str], place: str = ""
+    recipe: RecipeSpec, methods: Sequence[Preset], students: Sequence[StudentSpec], told: list[str], *, place: str = ""
 ) -> tuple[Preset, ...]:
     """The methods, with what the recipe's authors give for them, or for this teacher and student.
 
@@ -231,7 +231,7 @@ def _with_recipe(
 
 
 def _block_with_recipe(recipe: RecipeSpec, block: RunBlock, told: list[str], place: int) -> RunBlock:
-    methods = _with_recipe(recipe, block.methods, block.students, told, f"added.{place}.")
+    methods = _with_recipe(recipe, block.methods, block.students, told, place=f"added.{place}.")
     return block.model_copy(update={"methods": methods})
 
 

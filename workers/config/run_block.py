@@ -73,6 +73,15 @@ class RunBlock(Spec):
         return ((s, m, seed) for s in self.students for m in self.methods for seed in self.seeds)
 
 
+def student_at(blocks: Sequence[RunBlock], index: int) -> str:
+    """Name of the student of a run by its index in the plan; empty where there is no such run."""
+    for block in blocks:
+        if index < block.count:
+            return block.students[index // (block.count // len(block.students))].name
+        index -= block.count
+    return ""
+
+
 def check_distinct(blocks: Sequence[RunBlock]) -> None:
     """Refuse blocks in which a run is named twice, or a student with two sorts of first weights.
 

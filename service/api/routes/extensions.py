@@ -52,7 +52,7 @@ def extend_run(
     if row is None:
         run = ctx.queries.get(RunRecord, run_id)
         job = ctx.queries.get(JobRecord, run.job_id)
-        checked = check_extended(run, job, request.epochs, request.schedule, ctx)
+        checked = check_extended(run, job, ctx, epochs=request.epochs, schedule=request.schedule)
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             checked.plan,

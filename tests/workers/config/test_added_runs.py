@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from service.db.api_queries import digest_of
 from workers.config.draft import PlanDraft, with_added
 from workers.config.job import Plan
-from workers.config.run_block import RunBlock
+from workers.config.run_block import RunBlock, student_at
 from workers.errors import InvalidJob, UnknownName
 
 CIFAR = {"kind": "cifar10"}
@@ -91,6 +91,12 @@ def test_blocks_of_a_posted_job_are_checked_together() -> None:
 
 
 RATES = {"student_lr": {"mobilenet_v2": 0.01}}
+
+
+def test_student_of_every_run_is_found_by_its_index() -> None:
+    plan = with_added(filled(students=["resnet8", "resnet14"], seeds=[0, 1]), block(students=["vgg8"], seeds=[0, 1]))
+    assert [student_at(plan.blocks, run.index) for run in plan.runs()] == [run.student.name for run in plan.runs()]
+    assert student_at(plan.blocks, len(plan.runs())) == ""
 
 
 def test_plans_of_stored_jobs_keep_their_digest() -> None:
