@@ -24,6 +24,7 @@ from service.api.middleware.security_headers import PagePolicy, policies_of
 from service.api.openapi import describe
 from service.api.query_names import check_query
 from service.api.routes import (
+    added_runs,
     bad_pictures,
     cache_exports,
     caches,
@@ -32,6 +33,7 @@ from service.api.routes import (
     datasets,
     deletions,
     events,
+    extensions,
     gallery,
     gc,
     health,
@@ -115,10 +117,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(MeasureRequests, metrics=app.state.metrics)
     # All others ask for a scope, and ``authorize`` looks at their queries.
     app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
-    of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, deletions, events)
+    of_jobs = (jobs, added_runs, reports, curves, temperatures, runs, extensions, gallery, run_logs)
     modules = (
         *(teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports),
-        *(*of_jobs, webhooks, gc, keys),
+        *(*of_jobs, job_control, deletions, events, webhooks, gc, keys),
     )
     for router in (metrics.router, *(module.router for module in modules)):
         check_scopes(router)

@@ -1,5 +1,7 @@
 """First weights of students: found and hashed while the client waits, so that the job names their content."""
 
+from collections.abc import Sequence
+
 from service.api.dependencies import Context
 from service.db.models import RunRecord
 from service.db.states import State
@@ -21,12 +23,27 @@ def with_known_weights(plan: Plan, context: Context) -> Plan:
         InvalidRequest: there is no such run, or it was of another student or has not succeeded.
         InvalidJob: there is no such file, or it has another digest than the job gives.
     """
-    folders = Folders(data_dir=context.settings.data_dir, data_root=context.settings.data_root)
-    students = tuple(
-        _with_weights(student, f"#/students/{place}/init", context, folders)
-        for place, student in enumerate(plan.students)
+    students = known_students(plan.students, context)
+    added = tuple(
+        block.model_copy(update={"students": known_students(block.students, context, f"#/added/{place}/students")})
+        for place, block in enumerate(plan.added)
     )
-    return plan if students == plan.students else plan.model_copy(update={"students": students})
+    is_same = (students, added) == (plan.students, plan.added)
+    return plan if is_same else plan.model_copy(update={"students": students, "added": added})
+
+
+def known_students(
+    students: Sequence[StudentSpec], context: Context, place: str = "#/students"
+) -> tuple[StudentSpec, ...]:
+    """Students that name the SHA-256 of the weights that they begin with; raises what ``with_known_weights`` raises.
+
+    Args:
+        place: where the request has them.
+    """
+    folders = Folders(data_dir=context.settings.data_dir, data_root=context.settings.data_root)
+    return tuple(
+        _with_weights(student, f"{place}/{number}/init", context, folders) for number, student in enumerate(students)
+    )
 
 
 def _with_weights(student: StudentSpec, pointer: str, context: Context, folders: Folders) -> StudentSpec:

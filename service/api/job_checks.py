@@ -80,17 +80,22 @@ def check_request(request: JobRequest, context: Context) -> None:
         InvalidJob: a list of one teacher, or a combination of one.
     """
     _check_teachers(request)
-    runs = len(request.students) * len(request.methods) * len(request.seeds)
-    if runs > context.settings.job_runs_max:
-        raise InvalidRequest(
-            f"the job has {runs} runs, at most {context.settings.job_runs_max} are allowed: split it", "#"
-        )
+    check_run_count(request, context.settings)
+    if request.extends is not None:
+        raise InvalidRequest("extends is said by the service: ask POST /v1/runs/{id}/extend for it", "#/extends")
     if request.webhook is None:
         return
     try:
         context.webhook_hosts.check_url(str(request.webhook.url))
     except WebhookRefused as error:
         raise InvalidRequest(str(error), "#/webhook/url") from error
+
+
+def check_run_count(plan: Plan, settings: Settings) -> None:
+    """Refuse a job of more runs than the settings allow. Raises InvalidRequest."""
+    runs = sum(block.count for block in plan.blocks)
+    if runs > settings.job_runs_max:
+        raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
 
 
 def _check_teachers(request: JobRequest) -> None:
@@ -167,11 +172,11 @@ def check_plan(plan: Plan, teachers: Sequence[ChosenTeacher], settings: Settings
         for each in teachers
     )
     check_encoding(plan.cache.encoding, source.classes or classes_of(teachers[0].record) or 0)
-    for student in plan.students:
+    for student in plan.all_students:
         check_batch_size(student.name, plan.training.batch_size // plan.training.accumulate)
     size = student_size(plan)
     if size is not None:
-        for student in plan.students:
+        for student in plan.all_students:
             check_image_side(student.name, min(size))
     return CheckedJob(plan, checked, source, class_names=names)
 

@@ -31,6 +31,6 @@ def gradient_warnings_of_plan(plan: Plan, teacher_sha256: str, caches: Path) -> 
     statistics = some_rows(of_view)
     return [
         f"{warning} (estimated from cache {key[:12]} of this teacher)"
-        for method in plan.methods
+        for method in plan.all_methods
         for warning in gradient_warnings(method.expand(), statistics, spec.classes, epochs=plan.training.epochs)
     ]

@@ -19,10 +19,12 @@ from typing import Annotated
 import typer
 
 from service.cli import (
+    add_runs,
     backup,
     caches,
     doctor,
     evaluate,
+    extend,
     gc,
     job_labels,
     jobs,
@@ -55,6 +57,8 @@ doctor.register(app)
 jobs.register(app)
 job_labels.register(app)
 reproduce.register(app)
+add_runs.register(app)
+extend.register(app)
 evaluate.register(app)
 reports.register(app)
 resources.register(app)

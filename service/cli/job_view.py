@@ -120,7 +120,9 @@ class JobView:
             A sentence about it for a log; may be empty.
         """
         data: Document = event.get("data") or {}
-        run = self.runs.get(event.get("run_id") or "")
+        run_id = event.get("run_id")
+        # One that was added since goes by its id; the events of its epochs say how many there are.
+        run = self.runs.setdefault(run_id, RunLine(run_id, "queued", 1)) if run_id else None
         match event["type"]:
             case "state":
                 return self._apply_state(run, data)

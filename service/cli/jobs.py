@@ -73,7 +73,7 @@ def submit(
         posted = client.submit(job)
         if watch:
             sys.stderr.write(f"{posted['id']}\n")
-            _watch_to_end(options, client, posted["id"])
+            watch_to_end(options, client, posted["id"])
         else:
             options.show(posted, lambda: Text(posted["id"]))
 
@@ -135,7 +135,7 @@ def watch(context: typer.Context, id: AnyId) -> None:
     """Follow a job to its end; a run's id follows the job it belongs to."""
     options = session(context)
     with options.client() as client:
-        _watch_to_end(options, client, client.run(id)["job_id"] if _is_run(id) else id)
+        watch_to_end(options, client, client.run(id)["job_id"] if _is_run(id) else id)
 
 
 def cancel(context: typer.Context, id: AnyId) -> None:
@@ -165,7 +165,7 @@ def retry(
         made = client.retry(id)
         if watch:
             sys.stderr.write(f"{made['id']}\n")
-            _watch_to_end(options, client, made["id"])
+            watch_to_end(options, client, made["id"])
         else:
             options.show(made, lambda: Text(made["id"]))
 
@@ -243,7 +243,8 @@ def _request(context: typer.Context, id: str, call: Callable[[Client, str], Docu
     options.show(document, lambda: render.state(document["state"]))
 
 
-def _watch_to_end(options: CliSession, client: Client, job_id: str) -> None:
+def watch_to_end(options: CliSession, client: Client, job_id: str) -> None:
+    """Follow a job to its end and show its report. Raises CommandFailed unless it has succeeded."""
     try:
         job = follow(client, job_id, render.console(stderr=True))
     except KeyboardInterrupt:

@@ -79,6 +79,10 @@ class JobSummary(_Controlled, documents.JobSummary):
         """Change name, tags (all of them) or note; what is None stays as it is."""
         return self._renew(self._routes.update_job(self.id, name=name, tags=tags, note=note))
 
+    def add_runs(self, runs: Mapping[str, object]) -> Self:
+        """Add students x methods x seeds to it, on the same caches; a job that has ended is queued again."""
+        return self._renew(self._routes.add_runs(self.id, runs))
+
     def pin(self) -> Self:
         """Pin the job: keep it from deletion."""
         return self._renew(self._routes.pin(self.id))
@@ -103,6 +107,10 @@ class Job(JobSummary, documents.Job):
 
 class Run(_Controlled, documents.Run):
     """Run of a job."""
+
+    def extend(self, epochs: int, *, schedule: Mapping[str, object] | None = None) -> Job:
+        """Let it go on to so many epochs in all, as another job; it has succeeded and kept its checkpoint."""
+        return self._routes.extend(self.id, epochs, schedule=schedule)
 
     def refresh(self) -> Self:
         """Get the run again."""

@@ -70,6 +70,39 @@ class JobRoutes(Reports):
         body = {field: value for field, value in given.items() if value is not None}
         return self._connection.typed("PATCH", f"/v1/jobs/{path_part(job_id)}", self._job, json=body)
 
+    @overload
+    def add_runs(
+        self,
+        job_id: str,
+        runs: Mapping[str, object],
+        *,
+        idempotency_key: str | None = None,
+        dry_run: Literal[False] = False,
+    ) -> Job: ...
+
+    @overload
+    def add_runs(
+        self, job_id: str, runs: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: Literal[True]
+    ) -> documents.JobPreview: ...
+
+    def add_runs(
+        self, job_id: str, runs: Mapping[str, object], *, idempotency_key: str | None = None, dry_run: bool = False
+    ) -> Job | documents.JobPreview:
+        """Add runs to a job, on the same caches; one that has ended is queued again.
+
+        Args:
+            job_id: which job.
+            runs: students, methods and seeds, as of a job; every combination is a run.
+            idempotency_key: as of ``submit``.
+            dry_run: only show the runs that it would get, and their cost.
+        """
+        path = f"/v1/jobs/{path_part(job_id)}/runs"
+        if dry_run:
+            query = {"dry_run": "true"}
+            return self._connection.typed("POST", path, documents.JobPreview, json=runs, params=query)
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._connection.typed("POST", path, self._job, json=runs, headers=headers)
+
     def cancel(self, job_or_run_id: str) -> Job | Run:
         """Cancel a job or a run; a second call, or one after its end, changes nothing."""
         return self._control(job_or_run_id, "cancel")
@@ -85,6 +118,27 @@ class JobRoutes(Reports):
     def retry(self, job_or_run_id: str) -> Job:
         """Retry the runs that failed or were cancelled, as a new job; a second call gives the same one."""
         return self._connection.typed("POST", f"{job_or_run_path(job_or_run_id)}/retry", self._job)
+
+    def extend(
+        self,
+        run_id: str,
+        epochs: int,
+        *,
+        schedule: Mapping[str, object] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Let a run that has succeeded and kept its checkpoint go on to more epochs, as a new job.
+
+        Args:
+            run_id: which run.
+            epochs: in all, those that it has included.
+            schedule: of all epochs; None is the run's own.
+            idempotency_key: as of ``submit``.
+        """
+        body = {"epochs": epochs, **({} if schedule is None else {"schedule": dict(schedule)})}
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        path = f"/v1/runs/{path_part(run_id)}/extend"
+        return self._connection.typed("POST", path, self._job, json=body, headers=headers)
 
     def pin(self, job_id: str) -> Job:
         """Pin a job: keep it from deletion, by request or by age."""

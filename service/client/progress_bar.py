@@ -33,7 +33,9 @@ def progress_bar(runs: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
             bars.apply(event)
             done, total = (sum(counts) for counts in zip(*bars.rows.values(), strict=True)) if bars.rows else (0, 0)
             progress.update(rows_bar, completed=done, total=total, visible=total > 0)
-            progress.update(runs_bar, completed=sum(bars.runs.values()), description=bars.state)
+            # Runs may have been added since.
+            count, part = max(runs, len(bars.runs)), sum(bars.runs.values())
+            progress.update(runs_bar, total=count, completed=part, description=bars.state)
 
         yield show
         # In a notebook rich would leave the bars as they were up to a tenth of a second ago.

@@ -1,7 +1,7 @@
 """API's queries: teachers, datasets, jobs, runs, events and artifacts, one by one and in pages.
 
 Lists are paged by key: ``after`` is the last id that was seen, so a page does not move when rows are added. The engine
-has ``engine_queries`` for its half, new jobs are in ``job_posting``.
+has ``engine_queries`` for its half, new jobs are in ``job_posting``, new runs of jobs in ``run_additions``.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 
 from service.db.ids import is_id
 from service.db.job_labels import SEARCHED, search_text
-from service.db.job_posting import JobPosting
 from service.db.job_search import JobFilter, JobOrder, RunFilter, find_jobs
 from service.db.models import (
     ArtifactRecord,
@@ -26,6 +25,7 @@ from service.db.models import (
     TeacherRecord,
 )
 from service.db.packed_events import events_before, events_of, metrics_by_epoch
+from service.db.run_additions import RunAdditions
 from service.db.states import LIVE, State
 from service.db.transitions import Row, assign, event_rows, existing
 from service.errors import Conflict
@@ -40,7 +40,7 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class ApiQueries(JobPosting):
+class ApiQueries(RunAdditions):
     """The rows that clients make and read.
 
     Args:

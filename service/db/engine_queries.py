@@ -21,7 +21,7 @@ from service.db.event_queries import JOB_FIELDS, EventQueries, check_fields
 from service.db.models import JobRecord, Json, RunRecord
 from service.db.run_queries import RunQueries
 from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State
-from service.db.transitions import add_event, all_paused, assign, existing, runs_of, transition, works_on
+from service.db.transitions import add_event, all_paused, assign, end_of, existing, runs_of, transition, works_on
 
 
 def actor_name(run_id: str, attempt: int) -> str:
@@ -168,6 +168,23 @@ class EngineQueries(RunQueries, EventQueries):
             for run in left:
                 transition(session, run, State.CANCELLED, error=_because_of(error))
             return transition(session, job, wanted, error=error)
+
+    def end_job(self, job_id: str, attempt: int) -> State | None:
+        """End a job all of whose runs have ended, as ``end_of`` says.
+
+        Returns:
+            Its state; None if it did not land: a run has been added meanwhile, nobody works on the job, or it has a
+            newer attempt.
+        """
+        with self.write() as session:
+            job = session.get(JobRecord, job_id)
+            if job is None or not works_on(job, attempt):
+                return None
+            runs = list(session.scalars(runs_of(job_id)))
+            if any(run.state in LIVE for run in runs):
+                return None
+            state, error = end_of(runs)
+            return state if transition(session, job, state, error=error) else None
 
     def settle_job(self, job_id: str, attempt: int) -> bool:
         """Move a job to paused of which nothing is left but what is paused; its worker has put it down.

@@ -62,7 +62,7 @@ class JobPosting:
         if idempotency is None:
             return None
         with self.database.read() as session:
-            return _replayed(session, idempotency)
+            return replayed(session, idempotency)
 
     def add_job(
         self,
@@ -99,9 +99,9 @@ class JobPosting:
         """
         teachers = teachers or (ChosenTeacher(teacher),)
         with self.database.write() as session:
-            if idempotency is not None and (known := _replayed(session, idempotency)) is not None:
+            if idempotency is not None and (known := replayed(session, idempotency)) is not None:
                 return known, False
-            self._check_queue(session, key_id)
+            self.check_queue(session, key_id)
             for each in teachers:
                 existing(session, TeacherRecord, each.record.id)
             job = _new_job(plan, teachers)
@@ -109,11 +109,9 @@ class JobPosting:
             job.tags, job.note, job.samples = list(tags) or None, note, samples
             session.add(job)
             session.flush()
-            session.add_all(_new_runs(plan, job.id, teachers))
+            session.add_all(new_runs(plan, job.id, teachers))
             webhook_outbox.register(session, job.id, webhook_url)
-            if idempotency is not None:
-                own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
-                session.add(IdempotencyRecord(**own, job_id=job.id))
+            keep_key(session, idempotency, job.id)
             return job, True
 
     def retry_job(self, job_id: str, check: Callable[[], None], key_id: str | None = None) -> tuple[JobRecord, bool]:
@@ -167,7 +165,7 @@ class JobPosting:
         if gone := deleted_teachers(session, job):
             raise Conflict(f"the teacher {gone[0]} of {job.id} was deleted: upload it again and post a new job")
         check()
-        self._check_queue(session, key_id)
+        self.check_queue(session, key_id)
         again = JobRecord(
             id=new_id("job"), retry_of=job.id, key_id=key_id, **{name: getattr(job, name) for name in _KEPT_JOB}
         )
@@ -182,7 +180,8 @@ class JobPosting:
         webhook_outbox.copy_to_retry(session, job.id, again.id)
         return again, True
 
-    def _check_queue(self, session: Session, key_id: str | None) -> None:
+    def check_queue(self, session: Session, key_id: str | None) -> None:
+        """Raise QueueFull if this API key has as many live jobs as it may have."""
         if self._key_live_jobs_max is None:
             return
         live = (JobRecord.key_id == key_id) & JobRecord.state.in_(LIVE)
@@ -195,7 +194,8 @@ class JobPosting:
             )
 
 
-def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
+def replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
+    """The job that an Idempotency-Key was used for; None if it was not. Raises IdempotencyMismatch."""
     known = session.get(IdempotencyRecord, (idempotency.key_id, idempotency.key))
     if known is None:
         return None
@@ -205,6 +205,13 @@ def _replayed(session: Session, idempotency: Idempotency) -> JobRecord | None:
             "use a new key for a new job"
         )
     return session.get_one(JobRecord, known.job_id)
+
+
+def keep_key(session: Session, idempotency: Idempotency | None, job_id: str) -> None:
+    """Keep for what job an Idempotency-Key was used, if one was."""
+    if idempotency is not None:
+        own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
+        session.add(IdempotencyRecord(**own, job_id=job_id))
 
 
 def _new_job(plan: Plan, teachers: Sequence[ChosenTeacher]) -> JobRecord:
@@ -223,7 +230,8 @@ def evaluation_run(teachers: Sequence[ChosenTeacher]) -> Json:
     return {"name": f"evaluation of {called}", "student": called[:_STUDENT_MAX], "method": "evaluation", "seed": 0}
 
 
-def _new_runs(plan: Plan, job_id: str, teachers: Sequence[ChosenTeacher]) -> list[RunRecord]:
+def new_runs(plan: Plan, job_id: str, teachers: Sequence[ChosenTeacher]) -> list[RunRecord]:
+    """Rows of all runs of a plan, not in a session; an evaluation's is named after the teachers."""
     if plan.evaluate:
         # One run, so that it is paused, resumed, retried and reported as all others are; see ``run_start``.
         columns = {**evaluation_run(teachers), "method_spec": {}, "epochs": 1}

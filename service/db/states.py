@@ -4,7 +4,8 @@
 (its process died), and it is tried again a bounded number of times. Only runs are lost, or queued when they are put
 down: a job stays what it is when its engine ends, until the next one adopts it. The stage of a job (inference,
 training) is progress, not a state. Workers only emit events; the engine alone moves states, except that a client may
-cancel, pause and resume. ``transitions.transition`` makes every move in the database.
+cancel, pause and resume, and queue a job that has ended by adding runs to it. ``transitions.transition`` makes every
+move in the database.
 """
 
 from collections.abc import Mapping
@@ -43,21 +44,30 @@ TABLE: Mapping[State, frozenset[State]] = {
     State.PAUSED: frozenset({State.QUEUED, State.FAILED, State.CANCELLED}),
     State.CANCELLING: frozenset({State.LOST}) | TERMINAL,
     State.LOST: frozenset({State.QUEUED, State.RUNNING, State.PAUSED, State.FAILED, State.CANCELLED}),
-    # Final: a retry is a job of its own.
+    # Final: a retry is a run of its own.
     State.SUCCEEDED: frozenset(),
     State.FAILED: frozenset(),
     State.CANCELLED: frozenset(),
 }
-"""The states that may follow each state."""
+"""The states that may follow each state of a run; of a job while it lives, too."""
+
+JOB_TABLE: Mapping[State, frozenset[State]] = {
+    # A client adds runs to it.
+    **{state: frozenset({State.QUEUED}) if state in TERMINAL else following for state, following in TABLE.items()}
+}
+"""The states that may follow each state of a job."""
 
 
-def move(current: State, wanted: State) -> State:
+def move(current: State, wanted: State, table: Mapping[State, frozenset[State]] = TABLE) -> State:
     """The state after the move, which is ``wanted``.
+
+    Args:
+        table: ``JOB_TABLE`` of a job.
 
     Raises:
         IllegalMove: the table has no such move; the message lists those it has.
     """
-    if wanted not in TABLE[current]:
-        allowed = ", ".join(sorted(TABLE[current])) or "nothing, it is final"
+    if wanted not in table[current]:
+        allowed = ", ".join(sorted(table[current])) or "nothing, it is final"
         raise IllegalMove(f"cannot move from {current} to {wanted}; after {current} comes {allowed}")
     return wanted

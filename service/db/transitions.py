@@ -25,7 +25,7 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.states import TERMINAL, WORKING, State, move
+from service.db.states import JOB_TABLE, TABLE, TERMINAL, WORKING, State, move
 from service.errors import IllegalMove, NotFound
 
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
@@ -71,7 +71,8 @@ def transition(
         Whether it landed: False if the table has no such move from the present state.
     """
     try:
-        values: dict[str, object] = {**fields, "state": move(row.state, wanted)}
+        allowed = JOB_TABLE if isinstance(row, JobRecord) else TABLE
+        values: dict[str, object] = {**fields, "state": move(row.state, wanted, allowed)}
     except IllegalMove:
         return False
     now = utc_now()

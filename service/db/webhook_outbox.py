@@ -98,6 +98,14 @@ def copy_to_retry(session: Session, job_id: str, retry_id: str) -> None:
         register(session, retry_id, row.url)
 
 
+def renew(session: Session, job_id: str) -> None:
+    """Have the next end of a job that has ended told as well: as another message, in place of the last one."""
+    for row in list(session.scalars(_of(job_id))):
+        session.delete(row)
+        session.flush()
+        register(session, job_id, row.url)
+
+
 def make_due(session: Session, job: JobRecord) -> None:
     """Write the message of a job that has ended; called in the transaction that ends it, after its last run's end."""
     if job.state not in TERMINAL:

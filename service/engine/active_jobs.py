@@ -71,6 +71,9 @@ class ActiveJob:
         caches: the process that builds its caches, if there is one.
         has_built: whether this engine has begun its caches before.
         cache_plan: once its caches are complete; what its runs are trained on.
+        known: runs that are in ``spec``, by id.
+        checked: runs whose students and methods were checked when this engine completed the caches.
+        checking: those that ``caches`` checks now.
         runs: the processes that train its runs or write their artifacts, by run id.
         backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
         alone: runs that share no process.
@@ -88,6 +91,9 @@ class ActiveJob:
     caches: Work | None = None
     has_built: bool = False
     cache_plan: CachePlan | None = None
+    known: set[str] = field(default_factory=set)
+    checked: set[str] = field(default_factory=set)
+    checking: frozenset[str] = frozenset()
     runs: dict[str, Work] = field(default_factory=dict)
     backoffs: dict[str, Backoff] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
@@ -119,9 +125,14 @@ class ActiveJob:
         return [run_id for run_id, state in self.states.items() if state in {State.QUEUED, State.LOST}]
 
     @property
+    def unchecked(self) -> list[str]:
+        """Runs that wait for the caches: all of them at first, and those that were added later."""
+        return [run_id for run_id in self.waiting if run_id in self.known and run_id not in self.checked]
+
+    @property
     def ready(self) -> list[str]:
-        """Runs that may start, in the order of the plan: their backoff is over."""
-        return [run_id for run_id in self.waiting if self.may_start(run_id)]
+        """Runs that may start, in the order of the plan: they were checked, and their backoff is over."""
+        return [run_id for run_id in self.waiting if run_id in self.checked and self.may_start(run_id)]
 
     def may_start(self, id: str) -> bool:
         """Whether a run, or ``caches``, is not kept from starting by what was lost of it."""

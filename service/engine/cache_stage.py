@@ -3,6 +3,7 @@
 import structlog
 
 from service.db.models import Json
+from service.db.states import State
 from service.engine.active_jobs import CACHES, LOST_ATTEMPTS_MAX, ActiveJob, Work
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
@@ -10,8 +11,10 @@ from service.engine.failures import error_of_work, is_worth_a_whole_gpu, is_wort
 from service.engine.progress import CacheProgress
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome
+from workers.config.job import JobSpec
 from workers.config.task import CachesTask
 from workers.teacher.cache_plan import CachePlan
+from workers.teacher.forwards import forwards_needed
 from workers.texts import without_folders
 
 log = structlog.get_logger("retort.engine")
@@ -45,7 +48,7 @@ class CacheStage:
         job.has_built = True
         context = self._context
         task = CachesTask(
-            job=job.spec,
+            job=self._spec_to_check(job),
             folders=context.folders,
             gpu_share=context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
             quota_bytes=context.settings.caches_max_bytes,
@@ -53,6 +56,15 @@ class CacheStage:
             confine_on_gpu=context.settings.confine_on_gpu,
         )
         job.caches = Work(context.cluster.build_caches(task), job.attempt)
+
+    def _spec_to_check(self, job: ActiveJob) -> JobSpec:
+        """The job, or, once runs were added to it, those of its runs that wait: what has begun was checked before."""
+        if not job.spec.added:
+            job.checking = frozenset(job.states)
+            return job.spec
+        runs = {run.id: run for run in self._queries.runs(job.id)}
+        job.checking = frozenset([*job.unchecked, *(run.id for run in runs.values() if run.attempt)])
+        return job.spec.of_runs([runs[id].index for id in job.unchecked])
 
     def poll(self, job: ActiveJob, work: Work) -> None:
         """Store what the process has emitted since the last look, and what follows from its end."""
@@ -72,7 +84,9 @@ class CacheStage:
             return
         if outcome.value is not None:
             job.cache_plan = CachePlan.model_validate(outcome.value["plan"])
-            columns = job.progress.columns_at_end(job.cache_plan, outcome.value)
+            job.checked |= job.checking
+            needed = forwards_needed(job.spec, job.cache_plan) if job.spec.added else None
+            columns = job.progress.columns_at_end(job.cache_plan, outcome.value, needed)
             self._queries.update_job(job.id, attempt=job.attempt, **columns)
             job.backoffs.pop(CACHES, None)
             self._disk.has_got_on(job.id)
@@ -93,9 +107,20 @@ class CacheStage:
         if outcome.kind == "failed" and is_worth_a_whole_gpu(job, outcome, work.task.actor_group.gpu_share):
             return
         if outcome.kind == "failed" and not is_worth_another_device(job, CACHES, outcome, self._context.gpus):
-            self._endings.fail(job.id, job.attempt, error_of_work(job, CACHES, outcome))
+            self._fail(job, error_of_work(job, CACHES, outcome))
         elif outcome.kind == "vanished" and work.requested is None:
             self._count_loss(job, outcome)
+
+    def _fail(self, job: ActiveJob, error: Json) -> None:
+        """End a job whose caches cannot be completed; of one that runs were added to, the runs that wait for them."""
+        if not job.spec.added:
+            self._endings.fail(job.id, job.attempt, error)
+            return
+        log.warning("runs failed before they could begin", job_id=job.id, error=error)
+        for run_id in job.unchecked:
+            if run_id in job.checking:
+                self._queries.move_run(run_id, self._queries.run(run_id).attempt, State.FAILED, error=error)
+        job.state, job.states = self._queries.states(job.id)
 
     def _set_aside(self, job: ActiveJob, reason: Json) -> None:
         """Set aside what waits for caches that cannot be built because of the disk, with the job."""
@@ -113,6 +138,6 @@ class CacheStage:
         if backoff.faults > LOST_ATTEMPTS_MAX or backoff.lost_attempts > LOST_ATTEMPTS_EVER_MAX:
             error = error_of_work(job, CACHES, outcome)
             vanished = f"the process that completes the caches vanished {backoff.lost_attempts} times, last: "
-            self._endings.fail(job.id, job.attempt, {**error, "message": vanished + error["message"]})
+            self._fail(job, {**error, "message": vanished + error["message"]})
             return
         self._queries.record_backoff(job.id, job.attempt, backoff)

@@ -8,7 +8,6 @@ import structlog
 
 from service.db.models import Json, RunRecord
 from service.db.states import LIVE, WORKING, State
-from service.db.transitions import end_of
 from service.engine.active_jobs import ActiveJob
 from service.engine.attempt_files import sweep_attempts
 from service.engine.context import EngineContext
@@ -37,8 +36,10 @@ class Endings:
             # What a live teacher would have cost is known only now.
             needed = forwards_needed(job.spec, job.cache_plan, {run.index: run.epoch for run in runs})
             self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards(needed))
-        state, error = end_of(runs)
-        self._queries.move_job(job.id, state, error=error, attempt=job.attempt)
+        state = self._queries.end_job(job.id, job.attempt)
+        if state is None:
+            # Runs were added just now: it goes on.
+            return
         log.info("job ended", job_id=job.id, state=state, runs=dict(Counter(run.state for run in runs)))
         self.forget(job.id)
 
@@ -91,9 +92,11 @@ class Endings:
         if run.state in WORKING:
             return
         folder, has_succeeded = self._context.run_folder(run), run.state is State.SUCCEEDED
-        sweep_attempts(folder, folder / f"a{run.attempt}" if has_succeeded else None, checkpoints=has_succeeded)
         with suppress(NotFound):
             # Of what has ended; it may be deleted meanwhile.
+            keeps = has_succeeded and self._queries.job(run.job_id).plan["training"].get("keep_checkpoint", False)
+            kept = folder / f"a{run.attempt}" if has_succeeded else None
+            sweep_attempts(folder, kept, checkpoints=has_succeeded and not keeps)
             while has_succeeded and run.retry_of is not None:
                 run = self._queries.run(run.retry_of)
                 sweep_attempts(self._context.run_folder(run), None, checkpoints=True)

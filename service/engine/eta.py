@@ -61,6 +61,7 @@ class _JobFacts:
             pictures=pictures_of_plan(document),
         )
         self.batches = batch_numbers(plan)
+        self.run_count = len(self.batches)
         self.workload: Workload | None = None
         # Whether more was measured since the workload was computed.
         self.is_stale = True
@@ -122,7 +123,7 @@ class EtaKeeper:
             runs = [run for run in runs if run.job_id != runs[-1].job_id]
         self._read_epochs(runs)
         self._read_measured(slots)
-        self._facts = {job.id: self._facts[job.id] if job.id in self._facts else self._read(job) for job in jobs}
+        self._facts = {job.id: self._facts_of(job, runs) for job in jobs}
         now = utc_now()
         self._spent_s = 0.0
         shown = self._jobs_now(jobs, runs, slots, told)
@@ -165,6 +166,13 @@ class EtaKeeper:
         self._told[job_id] = f"{type(error).__name__}: {error}"
         if told.get(job_id) != self._told[job_id]:
             log.error("expected ends cannot be computed", job_id=job_id or None, exc_info=error)
+
+    def _facts_of(self, job: LiveJob, runs: Sequence[LiveRun]) -> _JobFacts | None:
+        """Facts about a job, read again once runs were added to it."""
+        known = self._facts.get(job.id)
+        count = max((run.index + 1 for run in runs if run.job_id == job.id), default=0)
+        is_known = job.id in self._facts and (known is None or known.plan.evaluate or count <= known.run_count)
+        return known if is_known else self._read(job)
 
     def _read(self, job: LiveJob) -> _JobFacts | None:
         try:

@@ -62,12 +62,13 @@ class CacheProgress:
                         columns["inference"] = {name: event[name] for name in names}
         return {**columns, "teacher_forwards": self.forwards()}
 
-    def columns_at_end(self, plan: CachePlan, value: Json) -> Mapping[str, Any]:
+    def columns_at_end(self, plan: CachePlan, value: Json, needed: int | None = None) -> Mapping[str, Any]:
         """Columns of the job when its caches are complete, and its training stage begins.
 
         Args:
             plan: of the caches, with the teacher's accuracy.
             value: of the outcome, see ``Cluster.build_caches``.
+            needed: forward passes of a live teacher; None where it is as the outcome says, for all runs were checked.
         """
         accuracy = plan.accuracy
         assert accuracy is not None
@@ -75,7 +76,7 @@ class CacheProgress:
         known = {split: {"top1": top1} for split, top1 in accuracy.measured.items()}
         return {
             "stage": "training",
-            "teacher_forwards": self.forwards(value["teacher_forwards_needed"]),
+            "teacher_forwards": self.forwards(value["teacher_forwards_needed"] if needed is None else needed),
             "teacher_accuracy": accuracy.test,
             "teacher_views_accuracy": accuracy.views,
             "teacher_metrics": value.get("teacher_metrics", known),

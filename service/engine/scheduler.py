@@ -195,6 +195,9 @@ class Scheduler:
         progress = CacheProgress(context.forwards_in(record.id), record.teacher_forwards)
         job = ActiveJob(record, record.attempt, spec, progress, state=record.state)
         runs = self._queries.runs(record.id)
+        planned = 1 if spec.evaluate else sum(block.count for block in spec.blocks)
+        # Others were added since the plan was read.
+        job.known.update(run.id for run in runs if run.index < planned)
         job.whole.update(run.id for run in runs if run.whole_gpu)
         job.alone.update(job.whole)
         job.waits_for = {run.id: run.waits_for for run in runs if run.waits_for is not None}
@@ -205,7 +208,7 @@ class Scheduler:
 
     def _advance(self, job: ActiveJob) -> None:
         """Pass on what clients want, store what workers emit, and end the job if that was the last of it."""
-        job.state, job.states = self._queries.states(job.id)
+        self._look_at(job)
         for run_id, work in job.runs.items():
             self._request(work, job.states.get(run_id, State.CANCELLING))
         if job.caches is not None and job.state is not State.RUNNING:
@@ -213,12 +216,12 @@ class Scheduler:
         self._poll(job)
         if job.id not in self._jobs or job.caches is not None:
             return
-        if job.cache_plan is None and job.state is State.RUNNING and job.waiting and job.may_start(CACHES):
-            # Not for runs that were found in training: those have theirs.
+        if job.unchecked and job.state is State.RUNNING and job.may_start(CACHES):
+            # Not for runs that were found in training: those have theirs. Once more for runs that were added.
             self._cache_stage.begin(job)
         if job.caches is not None or job.runs:
             return
-        job.state, job.states = self._queries.states(job.id)
+        self._look_at(job)
         match job.state:
             case None | State.CANCELLING | State.CANCELLED:
                 self._endings.cancel(job)
@@ -228,6 +231,15 @@ class Scheduler:
                     self._endings.forget(job.id)
                 elif all(state in TERMINAL for state in job.states.values()):
                     self._endings.end(job)
+
+    def _look_at(self, job: ActiveJob) -> None:
+        """Read the states of a job and of its runs, and its plan if runs were added since the last look."""
+        job.state, job.states = self._queries.states(job.id)
+        if job.states.keys() <= job.known:
+            return
+        # Plan and runs are written together, so it is not older than the states.
+        job.spec = job_spec(self._queries.job(job.id), self._context.settings)
+        job.known |= job.states.keys()
 
     @staticmethod
     def _request(work: Work, wanted: State) -> None:

@@ -18,6 +18,7 @@ from service.estimates.rates import InferenceRate
 from service.estimates.schedule import Load, WaitingRun, expected_ends
 from service.estimates.workload import Slots, Workload
 from workers.config.job import Plan
+from workers.config.run_block import student_at
 
 _WAITING = frozenset({State.QUEUED, State.LOST})
 _LEAST_S = 0.5
@@ -219,8 +220,7 @@ def _at_present_speed(job: JobNow, paces: Mapping[int, float]) -> JobNow:
 
 
 def _student(job: JobNow, index: int) -> str:
-    per_student = len(job.plan.methods) * len(job.plan.seeds)
-    return job.plan.students[index // per_student].name if job.plan.students else ""
+    return student_at(job.plan.blocks, index)
 
 
 def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:

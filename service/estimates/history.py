@@ -74,6 +74,7 @@ class _Job:
     caches: Mapping[str, str]
     attempt: int
     started_at: datetime | None
+    extends: bool
 
 
 def _job(session: Session, id: str) -> _Job:
@@ -92,11 +93,17 @@ def _job(session: Session, id: str) -> _Job:
         caches=row.caches or {},
         attempt=row.attempt,
         started_at=row.started_at,
+        extends="extends" in row.plan,
     )
 
 
 def _runs(session: Session, job: _Job, limit: int) -> dict[str, MeasuredRun]:
-    """The newest runs of a job that have succeeded in one attempt, of processes all of whose runs have."""
+    """The newest runs of a job that have succeeded in one attempt, of processes all of whose runs have.
+
+    None of one that extends a run: its seconds are also those of that run.
+    """
+    if job.extends:
+        return {}
     names = ("id", "actor", "state", "attempt", "student", "method", "started_at", "finished_at")
     columns = [getattr(RunRecord, name) for name in names]
     result = RunRecord.result

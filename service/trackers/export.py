@@ -41,7 +41,7 @@ class JobExport:
         with_files: whether the artifacts of runs that succeed are uploaded, too.
 
     Attributes:
-        is_ended: whether the job's end was among the events.
+        is_ended: whether the job has ended by its last event of a state.
         refused: runs that the tracker does not take, or that were deleted, with the reason.
         runs: how many were told to the tracker as ended.
     """
@@ -62,8 +62,9 @@ class JobExport:
                 applied again by another ``JobExport``.
         """
         run_id, data = event.get("run_id"), event.get("data") or {}
-        if event["type"] == "state" and data["state"] in TERMINAL and run_id is None:
-            self.is_ended = True
+        if event["type"] == "state" and run_id is None:
+            # One that has ended is queued again if runs are added to it.
+            self.is_ended = data["state"] in TERMINAL
         if run_id is None or run_id in self.refused:
             return
         try:

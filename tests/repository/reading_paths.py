@@ -31,7 +31,7 @@ JOB = (
     "workers.config.draft:PlanDraft.filled",
     "service.db.job_posting:JobPosting.add_job",
     "service.db.job_posting:_new_job",
-    "service.db.job_posting:_new_runs",
+    "service.db.job_posting:new_runs",
     # The engine claims it.
     "service.engine.scheduler:Scheduler.tick",
     "service.db.engine_queries:EngineQueries.claim_job",

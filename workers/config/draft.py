@@ -6,7 +6,7 @@ for the others. A job is filled in once, when it is posted; what is stored state
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -14,8 +14,9 @@ from pydantic.config import JsonDict
 
 from workers.config.combination import WeightedTeachers, with_first_teacher
 from workers.config.dataset import DatasetSpec
-from workers.config.job import JobSpec, Plan
+from workers.config.job import JobSpec, Plan, StudentSpec
 from workers.config.recipes import NONE, RECIPES, RecipeSpec, pair_parameters
+from workers.config.run_block import RunBlock
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
@@ -24,9 +25,11 @@ from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.methods.papers.base import Preset
 from workers.students.catalog import check_student
+from workers.texts import some_of
 
 # Fields that tell variants apart: what a recipe says of one variant is nothing to another.
 _TAGS = ("kind", "recipe")
+_NAMED_MAX = 3
 
 
 def _no_default(schema: JsonDict) -> None:
@@ -91,14 +94,20 @@ class PlanDraft(Plan):
         recipe, told = RECIPES[name], list[str]()
         for part in self.left_out if self.recipe is None else ("training", "views"):
             stated[part] = _fill(stated[part], _meant(recipe[part], stated[part]), part, told)
-        if recipe.get("reference_lr") and "training.optimizer.lr" in told:
-            self._give_rates(stated["training"], told)
+        if recipe.get("reference_lr") and "training.optimizer.lr" in told and "student_lr" not in stated["training"]:
+            usual = stated["training"]["optimizer"]["lr"]
+            if rates := _reference_rates([student for block in self.blocks for student in block.students], usual):
+                stated["training"]["student_lr"] = rates
+                told.append("training.student_lr")
         if name != NONE and stated["views"].get("fresh") is None and _are_augmented(stated["views"]):
             stated["views"]["fresh"] = True
             told.append("views.fresh")
         fields = {name: getattr(self, name) for name in Plan.model_fields} | stated | {"dataset": dataset}
         if self.recipe is not None:
-            fields["methods"] = self._methods(self.recipe, told)
+            fields["methods"] = _with_recipe(self.recipe, self.methods, self.students, told)
+            fields["added"] = tuple(
+                _block_with_recipe(self.recipe, block, told, place) for place, block in enumerate(self.added)
+            )
         if self.recipe is not None or told:
             fields["recipe"] = RecipeSpec(
                 name=name,
@@ -112,51 +121,13 @@ class PlanDraft(Plan):
             mistakes = error.errors(include_url=False, include_input=False)
             problem = "; ".join(_sentence(item["loc"], item["msg"]) for item in mistakes)
         else:
-            _check_labels(plan.methods)
+            check_labels_apart(plan.all_methods)
             return plan
         # Outside of the block, see ``workers.methods.catalog.parse_method``.
         if told:
             parts = ", ".join(sorted({path.partition(".")[0] for path in told}))
             problem += f". Recipe {name!r} has filled in what was left out of {parts}"
         raise InvalidJob(problem)
-
-    def _give_rates(self, training: dict[str, Any], told: list[str]) -> None:
-        """Let students whose papers take another learning rate have that one."""
-        if "student_lr" in training:
-            return
-        usual = training["optimizer"]["lr"]
-        rates = {student.name: check_student(student.name).reference_lr for student in self.students}
-        others = {name: lr for name, lr in rates.items() if lr is not None and lr != usual}
-        if others:
-            training["student_lr"] = others
-            told.append("training.student_lr")
-
-    def _methods(self, recipe: RecipeSpec, told: list[str]) -> tuple[Preset, ...]:
-        """The methods, with what the recipe's authors give for them, or for this teacher and student.
-
-        Raises:
-            InvalidJob: they give something else for each of the job's students.
-        """
-        made = []
-        for place, method in enumerate(self.methods):
-            given = RECIPES[recipe.name].get("methods", {}) | self._of_pair(recipe, method.id())
-            missing = {name: value for name, value in given.items() if name not in method.model_fields_set}
-            told += [f"methods.{place}.{name}" for name in missing]
-            made.append(parse_method({**_stated(method), **missing}) if missing else method)
-        return tuple(made)
-
-    def _of_pair(self, recipe: RecipeSpec, method: str) -> dict[str, float]:
-        network, students = recipe.teacher_network, [student.name for student in self.students]
-        if network is None:
-            return {}
-        given = {name: pair_parameters(recipe.name, method, network, name) for name in students}
-        if any(parameters != given[students[0]] for parameters in given.values()):
-            pairs = ", ".join(f"{name}: {parameters or 'its defaults'}" for name, parameters in given.items())
-            raise InvalidJob(
-                f"recipe {recipe.name!r} has other parameters of method {method!r} for each student of the teacher "
-                f"{network!r} ({pairs}): post a job for each student, or state the parameters"
-            )
-        return given[students[0]]
 
 
 class JobDraft(PlanDraft):
@@ -181,7 +152,47 @@ class JobDraft(PlanDraft):
         )
 
 
-def _check_labels(methods: Sequence[Preset]) -> None:
+def with_added(plan: Plan, block: RunBlock) -> Plan:
+    """The plan of a job that these runs are added to.
+
+    What the recipe of the job gives to methods and students, it gives to the added ones.
+
+    Raises:
+        InvalidJob: the block does not go with the rest of the plan, or names a run that is there.
+    """
+    training, recipe = plan.training, plan.recipe
+    if recipe is not None:
+        told = list(recipe.filled or ())
+        if recipe.chosen_by == "client":
+            block = _block_with_recipe(recipe, block, told, len(plan.added))
+        if RECIPES[recipe.name].get("reference_lr") and "training.optimizer.lr" in told:
+            # Of those that are there, runs have begun.
+            new = [student for student in block.students if student not in plan.all_students]
+            rates = _reference_rates(new, training.optimizer.lr)
+            if rates and ("training.student_lr" in told or not training.student_lr):
+                training = training.model_copy(update={"student_lr": {**training.student_lr, **rates}})
+                told.append("training.student_lr")
+        recipe = recipe.model_copy(update={"filled": tuple(sorted(set(told)))})
+    there = {run.name for run in plan.runs()}
+    names = [f"{student.name} {method.label} seed {seed}" for student, method, seed in block.runs]
+    if again := [repr(name) for name in names if name in there]:
+        raise InvalidJob(
+            f"{some_of(again, _NAMED_MAX)} {'is' if len(again) == 1 else 'are'} in the job's plan already: leave "
+            f"{'it' if len(again) == 1 else 'them'} out"
+        )
+    changed = {"added": (*plan.added, block), "training": training, "recipe": recipe}
+    try:
+        whole = Plan.model_validate({name: getattr(plan, name) for name in Plan.model_fields} | changed)
+    except ValidationError as error:
+        mistakes = error.errors(include_url=False, include_input=False)
+        problem = "; ".join(_sentence((), item["msg"]) for item in mistakes)
+    else:
+        check_labels_apart(whole.all_methods)
+        return whole
+    raise InvalidJob(problem)
+
+
+def check_labels_apart(methods: Sequence[Preset]) -> None:
     """Refuse methods that a report could not tell apart by their labels; stored plans may have some.
 
     Raises:
@@ -198,6 +209,48 @@ def _check_labels(methods: Sequence[Preset]) -> None:
             f"{count} different methods have the label {label!r}, by which results are told apart: give each custom "
             "method a `name` of its own, and let parameters differ within six digits"
         )
+
+
+def _reference_rates(students: Iterable[StudentSpec], usual: float) -> dict[str, float]:
+    """Learning rates of students whose papers take another one than the usual."""
+    rates = {student.name: check_student(student.name).reference_lr for student in students}
+    return {name: lr for name, lr in rates.items() if lr is not None and lr != usual}
+
+
+def _with_recipe(
+    recipe: RecipeSpec, methods: Sequence[Preset], students: Sequence[StudentSpec], told: list[str], *, place: str = ""
+) -> tuple[Preset, ...]:
+    """The methods, with what the recipe's authors give for them, or for this teacher and student.
+
+    Raises:
+        InvalidJob: they give something else for each of the students.
+    """
+    made = []
+    for number, method in enumerate(methods):
+        given = RECIPES[recipe.name].get("methods", {}) | _of_pair(recipe, method.id(), students)
+        missing = {name: value for name, value in given.items() if name not in method.model_fields_set}
+        told += [f"{place}methods.{number}.{name}" for name in missing]
+        made.append(parse_method({**_stated(method), **missing}) if missing else method)
+    return tuple(made)
+
+
+def _block_with_recipe(recipe: RecipeSpec, block: RunBlock, told: list[str], place: int) -> RunBlock:
+    methods = _with_recipe(recipe, block.methods, block.students, told, place=f"added.{place}.")
+    return block.model_copy(update={"methods": methods})
+
+
+def _of_pair(recipe: RecipeSpec, method: str, students: Sequence[StudentSpec]) -> dict[str, float]:
+    network, names = recipe.teacher_network, [student.name for student in students]
+    if network is None:
+        return {}
+    given = {name: pair_parameters(recipe.name, method, network, name) for name in names}
+    if any(parameters != given[names[0]] for parameters in given.values()):
+        pairs = ", ".join(f"{name}: {parameters or 'its defaults'}" for name, parameters in given.items())
+        raise InvalidJob(
+            f"recipe {recipe.name!r} has other parameters of method {method!r} for each student of the teacher "
+            f"{network!r} ({pairs}): post a job for each student, or state the parameters"
+        )
+    return given[names[0]]
 
 
 def _stated(model: BaseModel) -> dict[str, Any]:

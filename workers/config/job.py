@@ -1,14 +1,13 @@
-"""Description of a job: ``Plan`` is what a client decides, ``JobSpec`` adds the teacher's file, ``RunSpec`` is one run.
+"""Description of a job: ``Plan`` is what a client decides, ``JobSpec`` adds the teacher's file.
 
 Frozen pydantic models, light enough for the API process, which embeds them and redefines none. Unknown keys are refused
 everywhere, with the nearest known one. Units stand in the names.
 """
 
-from collections import Counter
 from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.combination import (
@@ -20,60 +19,25 @@ from workers.config.combination import (
 )
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
-from workers.config.initial_weights import InitialWeights
+from workers.config.extension import Extension
 from workers.config.method_views import check_views, second_view_warnings
 from workers.config.recipes import Recipe
+from workers.config.run_block import RUNS_MAX, Methods, RunBlock, Seeds, Students, check_distinct
+from workers.config.run_block import RunSpec as RunSpec
+from workers.config.run_block import StudentSpec as StudentSpec
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
 from workers.data.holdout_spec import Holdout
 from workers.errors import InvalidJob, UnknownName
 from workers.events import Split
-from workers.methods.catalog import MethodChoice
-from workers.spec import AtMost, Flag, Seed, Spec
-from workers.students.catalog import check_drop_path, check_student
-
-RUNS_MAX = 1000
-
-
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class StudentSpec(Spec):
-    """A student architecture; a bare name in JSON is accepted for it.
-
-    Attributes:
-        init: its first weights: drawn from the run's seed (``random``), an earlier run's, or a file's.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    init: InitialWeights = Field("random", exclude_if=lambda given: given == "random")
-
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        check_student(self.name)
-        return self
-
-
-Student = Annotated[StudentSpec, BeforeValidator(_named, json_schema_input_type=StudentSpec | str)]
-
-
-class RunSpec(Spec):
-    """One student to train: which network, by which method, from which seed."""
-
-    index: int
-    student: StudentSpec
-    method: MethodChoice
-    seed: Seed
-
-    @property
-    def name(self) -> str:
-        return f"{self.student.name} {self.method.label} seed {self.seed}"
+from workers.methods.papers.base import Preset
+from workers.spec import AtMost, Flag, Spec
+from workers.students.catalog import check_drop_path
 
 
 class Plan(Spec):
-    """A job without its teacher; its runs are all combinations of students, methods and seeds.
+    """A job without its teacher; its runs are all combinations of students, methods and seeds, and those ``added``.
 
     Attributes:
         evaluate: measure the teacher, which may be any classifier, on every split but train, and train nothing.
@@ -87,6 +51,9 @@ class Plan(Spec):
         combine: how the rows of several teachers become one; None with several is the mean of their logits.
         recipe: what has filled in the fields that the client has left out, see ``workers.config.draft``; None if
             nothing has.
+        added: further runs, after those of ``students``, ``methods`` and ``seeds``; a block for each time that runs
+            were added to the job.
+        extends: the run that has ended and that the job's only one goes on from; said by the service.
     """
 
     name: Annotated[str, Field(max_length=200)] = ""
@@ -94,10 +61,9 @@ class Plan(Spec):
     views: Views = Views()
     cache: CacheOptions = CacheOptions()
     evaluate: Flag = Field(False, exclude_if=lambda given: not given)
-    students: Annotated[tuple[Student, ...], AtMost(RUNS_MAX)] = ()
-    # The first wrong one ends it: each takes time to refuse, and its exceptions hold memory until all are told.
-    methods: Annotated[tuple[MethodChoice, ...], FailFast(), AtMost(RUNS_MAX)] = ()
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)] = (0,)
+    students: Students = ()
+    methods: Methods = ()
+    seeds: Seeds = (0,)
     training: Training = Training()
     group_size: Annotated[int, Field(strict=True, ge=1, le=64)] = 4
     # Joined later, as ``Training.cuda_graph``.
@@ -107,6 +73,8 @@ class Plan(Spec):
     test: Literal["dataset"] | None = Field("dataset", exclude_if=lambda given: given == "dataset")
     combine: Combination | None = Field(None, exclude_if=lambda given: given is None)
     recipe: Recipe | None = Field(None, exclude_if=lambda given: given is None)
+    added: Annotated[tuple[RunBlock, ...], AtMost(RUNS_MAX)] = Field((), exclude_if=lambda given: not given)
+    extends: Extension | None = Field(None, exclude_if=lambda given: given is None)
 
     @model_validator(mode="after")
     def _trains_or_evaluates(self) -> Self:
@@ -118,6 +86,7 @@ class Plan(Spec):
         trains = {
             "students": self.students,
             "methods": self.methods,
+            "added": self.added,
             "recipe": self.recipe,
             "export": self.export != Export(),
             "views": self.views.count > 1,
@@ -129,35 +98,28 @@ class Plan(Spec):
 
     @model_validator(mode="after")
     def _bounded_and_distinct(self) -> Self:
-        runs = len(self.students) * len(self.methods) * len(self.seeds)
+        runs = sum(block.count for block in self.blocks)
         if runs > RUNS_MAX:
             raise InvalidJob(f"the job has {runs} runs, at most {RUNS_MAX} are allowed: split it")
-        for field in ("students", "methods", "seeds"):
-            twice = next((value for value, count in Counter(getattr(self, field)).items() if count > 1), None)
-            if twice is not None:
-                raise ValueError(f"{field} names {twice!r} twice; every run of a job must be different")
-        names = [student.name for student in self.students]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(
-                f"students names {twice[0]!r} twice, with other first weights: a report tells runs apart by their "
-                "student's name; post a job for each"
-            )
+        check_distinct(self.blocks)
+        if self.extends is not None and runs != 1:
+            raise ValueError(f"the job extends run {self.extends.run} and has {runs} runs: it can have that one alone")
         return self
 
     @model_validator(mode="after")
     def _enough_views(self) -> Self:
-        check_views(self.methods, self.views)
+        check_views(self.all_methods, self.views)
         return self
 
     @model_validator(mode="after")
     def _students_have_drop_path(self) -> Self:
-        for student in self.students if self.training.drop_path is not None else ():
+        for student in self.all_students if self.training.drop_path is not None else ():
             check_drop_path(student.name)
         return self
 
     @model_validator(mode="after")
     def _samples_apart_where_accumulated(self) -> Self:
-        for method in self.methods if self.training.accumulate > 1 else ():
+        for method in self.all_methods if self.training.accumulate > 1 else ():
             losses = [term.loss.kind for term in method.expand().terms if term.loss.needs_batch]
             if losses:
                 raise InvalidJob(
@@ -178,7 +140,7 @@ class Plan(Spec):
 
     @model_validator(mode="after")
     def _rates_of_own_students(self) -> Self:
-        names = [student.name for student in self.students]
+        names = [student.name for student in self.all_students]
         for name in self.training.student_lr:
             if name not in names:
                 raise UnknownName("student of this job in training.student_lr", name, names)
@@ -219,14 +181,14 @@ class Plan(Spec):
     @property
     def warnings(self) -> tuple[str, ...]:
         """Sentences about what is probably not meant, and is done all the same."""
-        told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.methods]
+        told = [(method.label, method.expand().shortfall(self.training.epochs)) for method in self.all_methods]
         shortfalls = tuple(f"method {label!r}: {shortfall}" for label, shortfall in told if shortfall)
-        return (*shortfalls, *self._baseline_warnings(), *second_view_warnings(self.methods, self.views))
+        return (*shortfalls, *self._baseline_warnings(), *second_view_warnings(self.all_methods, self.views))
 
     def _baseline_warnings(self) -> tuple[str, ...]:
         """Of runs without a teacher that see fewer views than they could: one sentence, or none."""
         views, epochs = self.views, self.training.epochs
-        baselines = [repr(method.label) for method in self.methods if not method.expand().needs_teacher]
+        baselines = [repr(method.label) for method in self.all_methods if not method.expand().needs_teacher]
         if not baselines or views.augmentation.recipe == "none" or (seen := views.seen(epochs)) >= epochs:
             return ()
         return (
@@ -254,16 +216,44 @@ class Plan(Spec):
     def of_run(self, run: RunSpec) -> "Plan":
         """The plan whose only run is this one; it states everything, so no recipe is part of it."""
         kept = {name: getattr(self, name) for name in Plan.model_fields}
-        kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,), "recipe": None}
+        kept |= {"students": (run.student,), "methods": (run.method,), "seeds": (run.seed,)}
+        kept |= {"added": (), "extends": None, "recipe": None}
         return Plan.model_construct(**kept | {"training": self.training.of_student(run.student.name)})
 
+    @property
+    def blocks(self) -> tuple[RunBlock, ...]:
+        """Blocks of its runs: its own students, methods and seeds, and what was added."""
+        if not (self.students and self.methods):
+            return self.added
+        own = {name: getattr(self, name) for name in RunBlock.model_fields}
+        return (RunBlock.model_construct(**own), *self.added)
+
+    @property
+    def all_students(self) -> tuple[StudentSpec, ...]:
+        """Students of all blocks, each once."""
+        return tuple(dict.fromkeys(student for block in self.blocks for student in block.students))
+
+    @property
+    def all_methods(self) -> tuple[Preset, ...]:
+        """Methods of all blocks, each once."""
+        return tuple(dict.fromkeys(method for block in self.blocks for method in block.methods))
+
     def runs(self) -> tuple[RunSpec, ...]:
-        """All runs, students slowest and seeds fastest."""
-        combinations = [(s, m, seed) for s in self.students for m in self.methods for seed in self.seeds]
+        """All runs, block by block; in each students slowest and seeds fastest."""
+        combinations = [each for block in self.blocks for each in block.runs]
         return tuple(
             RunSpec(index=index, student=student, method=method, seed=seed)
             for index, (student, method, seed) in enumerate(combinations)
         )
+
+    def of_runs(self, indices: Collection[int]) -> Self:
+        """The plan of these of its runs alone, in their order, each a block of its own; one at least."""
+        runs = [run for run in self.runs() if run.index in indices]
+        first, *others = (RunBlock(students=(run.student,), methods=(run.method,), seeds=(run.seed,)) for run in runs)
+        names = {run.student.name for run in runs}
+        rates = {name: lr for name, lr in self.training.student_lr.items() if name in names}
+        training = self.training.model_copy(update={"student_lr": rates})
+        return self.model_copy(update={**dict(first), "added": tuple(others), "training": training})
 
 
 class JobSpec(Plan):

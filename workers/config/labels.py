@@ -125,7 +125,7 @@ def _usable(*, some: bool) -> list[str]:
 
 
 def _expanded(plan: Plan) -> list[Method]:
-    return [method.expand() for method in plan.methods]
+    return [method.expand() for method in plan.all_methods]
 
 
 def _measured(plan: Plan, labelled: Counts) -> tuple[Split, ...]:

@@ -160,6 +160,19 @@ class InferenceTask(Spec):
     confine_on_gpu: bool = True
 
 
+class ExtendedRun(Spec):
+    """Run that has ended and that a task goes on from: what its checkpoint was made for, and where that is.
+
+    Attributes:
+        folder: with the checkpoint, which stays.
+    """
+
+    run: str
+    training: Training
+    views: Views
+    folder: Path
+
+
 class TrainingTask(Spec):
     """One run for one worker to train.
 
@@ -183,6 +196,7 @@ class TrainingTask(Spec):
             on the CPU and trains nothing, so that no GPU waits for it; ``all`` does both here.
         export: what it leaves beside its weights.
         origin: what bundle.json and the model card tell; None where no job was posted.
+        extends: the run whose first epochs these are; None trains from the first epoch on.
     """
 
     folders: Folders
@@ -207,3 +221,4 @@ class TrainingTask(Spec):
     stage: Literal["all", "train", "export"] = "all"
     export: Export = Export()
     origin: Origin | None = None
+    extends: ExtendedRun | None = Field(None, exclude_if=lambda given: given is None)

@@ -1,5 +1,6 @@
 """Training options of a job: optimizer, schedule, batch sizes, precision. Durations are epochs."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -72,6 +73,13 @@ class StepSchedule(Spec):
     kind: Literal["step"] = "step"
     milestones: Annotated[tuple[Fraction, ...], AtMost(MILESTONES_MAX)] = (0.625, 0.75, 0.875)
     gamma: Positive = 0.1
+
+    def boundaries(self, epochs: int) -> list[int]:
+        """Epochs after which the rate changes, ascending, of so many in all.
+
+        Rounded down to whole ones, as the papers' 150 / 180 / 210 of 240.
+        """
+        return sorted(math.floor(milestone * epochs + 1e-9) for milestone in self.milestones)
 
 
 class CosineSchedule(Spec):
@@ -152,6 +160,8 @@ class Training(Spec):
         accumulate: compute each batch in so many parts, one after the other, and add their gradients.
         drop_last: leave an epoch's last batch out if it is smaller than the others.
         drop_path: rate of stochastic depth (drop path) in the deepest block; None is the network's own.
+        keep_checkpoint: keep the last checkpoint of a run that has succeeded, so that it can be extended to more
+            epochs; it takes two or three times the weights' bytes.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
@@ -179,6 +189,7 @@ class Training(Spec):
     drop_path: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] | None = Field(
         None, exclude_if=lambda given: given is None
     )
+    keep_checkpoint: Flag = Field(False, exclude_if=lambda given: not given)
 
     @property
     def selection_metric(self) -> SelectionMetric:

@@ -17,6 +17,7 @@ from workers.config.combination import Combination, TeacherWeight
 from workers.config.job import JobSpec, Plan, RunSpec
 from workers.config.task import (
     CHECKPOINT_S,
+    ExtendedRun,
     Folders,
     MemberIdentity,
     Origin,
@@ -156,6 +157,7 @@ class CachePlan(Spec):
             checkpoint_s=checkpoint_s,
             stage=stage,
             export=job.export,
+            extends=_extended(job, run, folders),
             origin=self._origin_of(job, run),
         )
 
@@ -172,6 +174,19 @@ class CachePlan(Spec):
                 for member in self.members
             ),
         )
+
+
+def _extended(job: JobSpec, run: RunSpec, folders: Folders) -> ExtendedRun | None:
+    if job.extends is None:
+        return None
+    before = job.model_copy(update={"training": job.extends.training})
+    checkpoint = folders.data_dir / job.extends.checkpoint
+    return ExtendedRun(
+        run=job.extends.run,
+        training=before.training.of_student(run.student.name),
+        views=before.views_of(run),
+        folder=checkpoint.parent,
+    )
 
 
 def _identity(teacher: TeacherSpec) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def plan_caches(
         caches = combined_specs(job, own, [member.weight for member in members], facts)
     else:
         caches = cache_specs(job, examined[0].known, facts)
-    methods = tuple(method for method in job.methods if method.expand().needs_teacher)
+    methods = tuple(method for method in job.all_methods if method.expand().needs_teacher)
     check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
         teacher=examined[0].teacher,

@@ -40,7 +40,7 @@ def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
     if job.training.drop_last and not job.evaluate:
         held = 0 if job.validation is None else len(holdout_rows(train.labels_N, job.validation, train.class_names))
         check_full_batch(train.samples - held, job.training.batch_size)
-    for student in job.students:
+    for student in job.all_students:
         check_image_side(student.name, min(size))
         check_batch_size(student.name, rows)
         if is_known_by_size(STUDENTS[student.name]):
@@ -67,7 +67,7 @@ def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: 
     from workers.students.weights import fit_weights
 
     side = min(output_size(job.views.augmentation, train.height, train.width))
-    for student in job.students:
+    for student in job.all_students:
         init = student.init
         if init == "random":
             continue
@@ -127,7 +127,7 @@ def check_levels(job: JobSpec, reports: Iterable[PreflightReport], emit: Emit) -
     Raises:
         ContractViolation: naming the methods.
     """
-    methods = [method.expand() for method in job.methods]
+    methods = [method.expand() for method in job.all_methods]
     refusal = None
     if job.combine is not None and job.combine.space == "probabilities":
         refusal = _level_refusal(methods, "teachers' combined rows", _COMBINE_LOGITS)

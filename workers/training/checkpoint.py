@@ -25,7 +25,7 @@ _FORMAT = 4
 def checkpoint_identity(task: TrainingTask) -> str:
     """Hash what a checkpoint must share with a task to be taken up: all but folders, resources, export and reports."""
     elsewhere = {"folders", "folder", "earlier", "told_epoch", "threads", "checkpoint_s", "rank"}
-    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy", "export", "origin"}
+    elsewhere |= {"has_gpu_share", "memory_fraction", "stage", "teacher_accuracy", "export", "origin", "extends"}
     text = f"{_FORMAT} {task.model_dump_json(exclude=elsewhere)}"
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -27,9 +27,8 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
         done = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
         factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
     else:
-        # Rounded down to whole epochs, as the papers' 150 / 180 / 210 of 240.
         epoch = step // steps_per_epoch
-        passed = sum(epoch >= math.floor(m * training.epochs + 1e-9) for m in schedule.milestones)
+        passed = sum(epoch >= boundary for boundary in schedule.boundaries(training.epochs))
         factor = schedule.gamma**passed
     return training.optimizer.lr * factor
 

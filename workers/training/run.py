@@ -25,6 +25,7 @@ from workers.training.ema import MovingAverage
 from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.evaluate import measure_split, name_of
 from workers.training.evaluation_feed import EvaluationFeed
+from workers.training.extension import load_extended
 from workers.training.final_evaluation import FinalEvaluation
 from workers.training.micro_batches import part_count
 from workers.training.optimizer import new_optimizer
@@ -250,6 +251,9 @@ class RunState:
     def resume(self) -> bool:
         """Continue from the farthest checkpoint of this run's attempts; returns whether there is one."""
         state = load_checkpoint((*self.task.earlier, self.task.folder), self._identity, self.emit)
+        if state is None and self.task.extends is not None:
+            state = load_extended(self.task, self.task.extends)
+            self.emit(Log(message=f"goes on from run {self.task.extends.run}"))
         if state is None:
             return False
         with self.counters.attached():

@@ -21,7 +21,7 @@ def notes_of(
         groups, shown: the same, and as documents.
     """
     sentences = [*_of_splits(jobs, shown), *_of_names(groups), *_of_runs(groups), *_of_seeds(groups)]
-    sentences += [*_of_baseline(groups, baseline), *_of_other_jobs(jobs, groups)]
+    sentences += [*_of_extensions(jobs), *_of_baseline(groups, baseline), *_of_other_jobs(jobs, groups)]
     return [*sentences, *_of_differences(groups, shown)]
 
 
@@ -31,6 +31,13 @@ def _of_splits(jobs: Sequence[JobRecord], shown: Sequence[ReportGroup]) -> Itera
         yield f"{listed(untested)} has no test split ('test' is null): nothing was measured on test"
     if any(group.test for group in shown) and not any(group.validation for group in shown):
         yield "there is no validation split: nothing was chosen, so no epoch is called best"
+
+
+def _of_extensions(jobs: Sequence[JobRecord]) -> Iterator[str]:
+    for job in jobs:
+        if extends := job.plan.get("extends"):
+            before = extends["training"]["epochs"]
+            yield f"the run of {job.id} goes on from {extends['run']}, which has trained its first {before} epochs"
 
 
 def _of_names(groups: Sequence[SeedGroup]) -> Iterator[str]:
@@ -92,7 +99,8 @@ def _of_other_jobs(jobs: Sequence[JobRecord], groups: Sequence[SeedGroup]) -> It
 
 def _first_weights(job: JobRecord, student: str) -> str | None:
     """SHA-256 of the weights that a student begins with; None where they are drawn at random."""
-    named = [each for each in job.plan["students"] if each["name"] == student]
+    blocks = [job.plan, *job.plan.get("added", [])]
+    named = [each for block in blocks for each in block["students"] if each["name"] == student]
     return next((each["init"]["sha256"] for each in named if isinstance(each.get("init"), dict)), None)
 
 

@@ -47,7 +47,7 @@ IdempotencyKey = Annotated[
 DryRun = Annotated[bool, Query(description="check it and show its runs and its cost, but make nothing")]
 
 
-async def _in_turn(request: Request, ctx: Ctx, dry_run: DryRun = False) -> AsyncIterator[None]:
+async def in_turn(request: Request, ctx: Ctx, dry_run: DryRun = False) -> AsyncIterator[None]:
     """Wait for other long requests of the same key, if this one reads a cache's statistics."""
     if not dry_run:
         yield
@@ -60,7 +60,7 @@ async def _in_turn(request: Request, ctx: Ctx, dry_run: DryRun = False) -> Async
     "",
     operation_id="create_job",
     summary="Post a job",
-    dependencies=[WRITE, Depends(_in_turn)],
+    dependencies=[WRITE, Depends(in_turn)],
     status_code=201,
     responses={
         200: {"model": Job | JobPreview, "description": "The same request again, or a dry run"},

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
+from service.api.schemas.amounts import all_methods, check_amount
 from service.api.schemas.base import Document, Name, OptionalName, Stored
 from service.api.schemas.costs import Cost, Eta
 from service.api.schemas.job_labels import NOTE_HELP, TAGS_HELP, Note, Tags
@@ -19,13 +20,8 @@ from workers.config.combination import TEACHERS_MAX
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
 from workers.config.job import Plan
-from workers.errors import InvalidJob
 from workers.spec import AtMost, Seed, Size
 
-# Of a job's temperature expressions in all: parsing so many takes 0.1 s.
-EXPRESSIONS_CHARACTERS_MAX = 1 << 16
-# Of the terms that its methods spell out: reading so many takes 0.05 s.
-TERMS_MAX = 4096
 CLASSES_SHOWN = 1000
 EXAMPLE_JOB: dict[str, JsonValue] = {
     "teacher": EXAMPLE_TEACHER,
@@ -39,23 +35,6 @@ DatasetChoice = Annotated[
     Annotated[DatasetSpec, Tag("spec")] | Annotated[Name, Tag("name")],
     Discriminator(lambda value: "name" if isinstance(value, str) else "spec"),
 ]
-
-
-def _terms(methods: object) -> int:
-    """Count the terms that methods spell out, as they were posted."""
-    spelt = (
-        [method.get("terms") for method in methods if isinstance(method, Mapping)] if isinstance(methods, list) else []
-    )
-    return sum(len(terms) for terms in spelt if isinstance(terms, list))
-
-
-def _expression_characters(value: object) -> int:
-    """Count the characters of all texts in the expression policies of a method as it was posted, or of several."""
-    if isinstance(value, Mapping):
-        if value.get("kind") == "expression":
-            return sum(len(text) for name, text in value.items() if name != "kind" and isinstance(text, str))
-        return sum(map(_expression_characters, value.values()))
-    return sum(map(_expression_characters, value)) if isinstance(value, list | tuple) else 0
 
 
 class JobRequest(PlanDraft):
@@ -116,18 +95,8 @@ class JobRequest(PlanDraft):
     @classmethod
     def _check_amount(cls, data: object) -> object:
         """Limit the counts before anything is parsed; not of ``Plan``, for a stored one is read however long it is."""
-        methods = data.get("methods") if isinstance(data, Mapping) else None
-        terms = _terms(methods)
-        if terms > TERMS_MAX:
-            raise InvalidJob(
-                f"the job's methods have {terms} terms in all, at most {TERMS_MAX} are allowed: split the job"
-            )
-        count = _expression_characters(methods)
-        if count > EXPRESSIONS_CHARACTERS_MAX:
-            raise InvalidJob(
-                f"the expressions of the job's methods have {count} characters in all, at most "
-                f"{EXPRESSIONS_CHARACTERS_MAX} are allowed: split the job"
-            )
+        if isinstance(data, Mapping):
+            check_amount(all_methods(data))
         return data
 
     def identity(self) -> dict[str, JsonValue]:

@@ -80,6 +80,10 @@ class AsyncJobSummary(_Controlled, documents.JobSummary):
         """Change name, tags (all of them) or note; what is None stays as it is."""
         return self._renew(await self._routes.update_job(self.id, name=name, tags=tags, note=note))
 
+    async def add_runs(self, runs: Mapping[str, object]) -> Self:
+        """Add students x methods x seeds to it, on the same caches; a job that has ended is queued again."""
+        return self._renew(await self._routes.add_runs(self.id, runs))
+
     async def pin(self) -> Self:
         """Pin the job: keep it from deletion."""
         return self._renew(await self._routes.pin(self.id))
@@ -104,6 +108,10 @@ class AsyncJob(AsyncJobSummary, documents.Job):
 
 class AsyncRun(_Controlled, documents.Run):
     """Run of a job."""
+
+    async def extend(self, epochs: int, *, schedule: Mapping[str, object] | None = None) -> AsyncJob:
+        """Let it go on to so many epochs in all, as another job; it has succeeded and kept its checkpoint."""
+        return await self._routes.extend(self.id, epochs, schedule=schedule)
 
     async def refresh(self) -> Self:
         """Get the run again."""

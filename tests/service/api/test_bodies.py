@@ -13,7 +13,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.api.bodies import json_bodies
 from service.api.bodies.limits import BodyLimit, Pace
-from service.api.schemas.jobs import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX, JobRequest
+from service.api.schemas.amounts import EXPRESSIONS_CHARACTERS_MAX, TERMS_MAX
+from service.api.schemas.jobs import JobRequest
 from tests.benchmarks.memory import own_bytes
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api

@@ -127,6 +127,14 @@ def test_follow_render_shows_what_is_left_while_the_job_goes_on(view: JobView) -
     assert "about" not in drawn(view)
 
 
+def test_job_view_takes_runs_that_are_added_while_it_is_followed(view: JobView) -> None:
+    """Their states are not the job's."""
+    view.apply({"type": "state", "run_id": None, "data": {"state": "running"}})
+    view.apply({"type": "state", "run_id": "run_9", "data": {"state": "failed", "error": {"message": "no"}}})
+    assert view.state == "running"
+    assert view.runs["run_9"].text == "failed: no"
+
+
 def test_job_view_keeps_a_warning(view: JobView) -> None:
     assert view.apply(event("log", "run_0", level="warning", message="no CUDA")) == "warning: cnn_s ce seed 0: no CUDA"
     assert "no CUDA" in drawn(view)

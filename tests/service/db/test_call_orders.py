@@ -24,12 +24,16 @@ from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
 from service.db.set_aside import reason_of
-from service.db.states import TABLE, TERMINAL, WORKING, State
+from service.db.states import JOB_TABLE, TABLE, TERMINAL, WORKING, State
 from service.errors import Conflict, LeaseLost
 from tests.support.service_helpers import add_job
+from workers.config.draft import with_added
+from workers.config.job import Plan
+from workers.config.run_block import RunBlock
 
 Item = TypeVar("Item")
 JOBS_MAX = 3
+RUNS_MAX = 5
 FILE: Json = {"name": "f", "path": "p", "size_bytes": 1, "sha256": "0" * 64, "media_type": "text/plain"}
 OVER = TERMINAL | {State.CANCELLING}
 STATES_AFTER = {
@@ -302,6 +306,36 @@ class Life(RuleBasedStateMachine):
         tried = {run.retry_of for run in self.queries.runs(again.id)}
         assert tried == left if is_new else tried & wanted
 
+    @rule(number=ANY)
+    def add_runs(self, number: int) -> None:
+        """A client adds a run, also to what has ended; somebody else may have looked at the job just before."""
+        job = self.job(number)
+        seed = len(self.runs_of(job)) + len(Plan.model_validate(job.plan).added)
+        if seed > RUNS_MAX:
+            return
+        block = RunBlock.model_validate({"students": ["cnn_s"], "methods": ["dkd"], "seeds": [seed]})
+        plan = with_added(Plan.model_validate(job.plan), block)
+        if job.state is State.CANCELLING:
+            with pytest.raises(Conflict):
+                self.api_queries.add_runs(job, plan, None, lambda: None)
+            return
+        made = self.api_queries.add_runs(job, plan, None, lambda: None)
+        assert made is not None
+        # Whoever has read the plan before is told to read it again.
+        assert self.api_queries.add_runs(job, plan, None, lambda: None) is None
+        is_paused = job.state in {State.PAUSING, State.PAUSED}
+        assert made[0].state is (State.QUEUED if job.state in TERMINAL else job.state)
+        assert self.queries.runs(job.id)[-1].state is (State.PAUSED if is_paused else State.QUEUED)
+        self.ended.pop(job.id, None)
+
+    @rule(late=SELDOM, number=ANY, behind=SELDOM)
+    def end_job(self, late: bool, number: int, behind: bool) -> None:
+        """An engine ends a job whose runs have ended, or so it thinks."""
+        job = self.job(number)
+        state = self.as_engine(late, lambda engine: engine.end_job(job.id, job.attempt - behind))
+        may = job.state in WORKING and not behind and all(run.state in TERMINAL for run in self.runs_of(job))
+        assert state == "lost" or (state is not None) == may
+
     # -------------------------------------------------------------------------------------------- what must hold
 
     @invariant()
@@ -319,7 +353,7 @@ class Life(RuleBasedStateMachine):
         self.check_paths([event for event in events if event.type == "state"])
 
     def check_ends(self) -> None:
-        """No final state is left, no attempt comes back; a job that has ended has only runs that have.
+        """No final state is left, but of a job that gets runs; no attempt comes back; an ended job has only ended runs.
 
         And nobody works on a run on whose job nobody works: a client's request would wait for ever.
         """
@@ -354,7 +388,8 @@ class Life(RuleBasedStateMachine):
         for event in events:
             id, state = event.run_id or event.job_id, State(event.data["state"])
             # A client's pause of what is set aside is told, too.
-            assert state in TABLE[last[id]] or state is last[id] is State.PAUSED
+            table = TABLE if event.run_id else JOB_TABLE
+            assert state in table[last[id]] or state is last[id] is State.PAUSED
             last[id] = state
         for id, row in {**self.jobs, **self.runs}.items():
             assert last[id] is row.state

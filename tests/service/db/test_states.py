@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State, move
+from service.db.states import JOB_TABLE, LIVE, TABLE, TERMINAL, WORKING, State, move
 from service.errors import IllegalMove
 
 states = st.sampled_from(State)
@@ -31,6 +31,14 @@ def test_nothing_follows_a_terminal_state(state: State) -> None:
     for wanted in State:
         with pytest.raises(IllegalMove, match="it is final"):
             move(state, wanted)
+
+
+@pytest.mark.parametrize("state", sorted(TERMINAL))
+def test_a_job_that_has_ended_is_queued_again_and_nothing_else(state: State) -> None:
+    """Runs are added to it."""
+    assert move(state, State.QUEUED, JOB_TABLE) is State.QUEUED
+    assert JOB_TABLE[state] == {State.QUEUED}
+    assert {live: JOB_TABLE[live] for live in LIVE} == {live: TABLE[live] for live in LIVE}
 
 
 def test_every_live_state_can_still_end_and_nothing_else_is_live() -> None:

@@ -119,6 +119,46 @@ def trained(service: Processes, teacher_id: str) -> dict[str, Any]:
     return run
 
 
+def test_add_runs_trains_more_students_on_the_caches_of_a_job_that_has_ended(
+    service: Processes, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before an older run of the job is reproduced."""
+    client, before = service.client, service.client.job(trained["job_id"])
+    options = ["--student", "cnn_m", "--method", '{"preset": "kd", "temperature": 2}', "--seed", "7"]
+    assert main(["--url", client.base_url, "--json", "add-runs", before["id"], *options, "--watch"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    labels = ["kd", "kd(temperature=2)"]
+    assert [(row["method"], row["state"]) for row in rows] == [(label, "succeeded") for label in labels]
+    after = client.job(before["id"])
+    assert (after["state"], after["caches"]) == ("succeeded", before["caches"])
+    assert after["teacher_forwards"]["run"] == before["teacher_forwards"]["run"]
+    old, new = client.runs(before["id"])
+    assert old == trained
+    assert (new["student"], new["seed"], new["epoch"]) == ("cnn_m", 7, 1)
+    assert [curve["run_id"] for curve in client.curves(before["id"])["runs"]] == [old["id"], new["id"]]
+
+
+@pytest.mark.slow
+def test_extend_ends_with_the_weights_of_a_run_of_all_epochs(
+    service: Processes, teacher_id: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client, constant = service.client, {"kind": "step", "milestones": []}
+    body = job_of(teacher_id, "kd", epochs=1, schedule=constant, keep_checkpoint=True)
+    whole = client.submit(job_of(teacher_id, "kd", epochs=3, schedule=constant))
+    first = client.wait(client.submit(body)["id"])
+    [run] = client.runs(first["id"])
+    assert main(["--url", client.base_url, "--json", "extend", run["id"], "--epochs", "3", "--watch"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [row["state"] for row in report["rows"]] == ["succeeded"]
+    assert any(f"goes on from {run['id']}" in note for note in report["notes"])
+    assert client.wait(whole["id"])["state"] == "succeeded"
+    [again], [expected] = client.runs(report["job_id"]), client.runs(whole["id"])
+    files = [{file["name"]: file["sha256"] for file in client.artifacts(each["id"])} for each in (again, expected)]
+    assert files[0]["student.safetensors"] == files[1]["student.safetensors"]
+    assert len(client.metrics(again["id"])) == 3
+    assert client.job(again["job_id"])["teacher_forwards"]["run"] == 0
+
+
 def test_reproduce_trains_the_same_bits_from_the_bundle_of_a_run(
     service: Processes, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,73 @@
+"""Checks of runs that are added to a job: those of a new job, with its dataset, teachers and training as they are."""
+
+from dataclasses import replace
+
+from service.api.cost import cost_of
+from service.api.dependencies import Context
+from service.api.initial_weights import known_students
+from service.api.job_checks import CheckedJob, check_plan, check_run_count, find_teacher
+from service.api.job_preview import preview_of
+from service.api.job_warnings import gradient_warnings_of_plan
+from service.api.schemas.amounts import check_amount
+from service.api.schemas.jobs import JobPreview
+from service.db.job_teachers import ChosenTeacher, members_of
+from service.db.models import JobRecord
+from service.db.states import State
+from service.errors import Conflict, InvalidRequest
+from workers.config.draft import with_added
+from workers.config.job import Plan
+from workers.config.run_block import RunBlock
+
+
+def check_added(job: JobRecord, block: RunBlock, context: Context) -> CheckedJob:
+    """Check a job as it will be with these runs.
+
+    Raises:
+        Conflict: it is being cancelled, only evaluates, extends a run, a teacher of it was deleted, or another version
+            has stored it.
+        InvalidRequest, InvalidJob, InvalidDataset, ContractViolation: as at a new job; InvalidJob for runs that it has.
+    """
+    if job.state is State.CANCELLING:
+        raise Conflict(f"no runs can be added to {job.id}: it is being cancelled; add them once it has ended")
+    plan = read_plan(job)
+    if plan.extends is not None:
+        raise Conflict(f"no runs can be added to {job.id}: its run goes on from {plan.extends.run}; post a new job")
+    if plan.evaluate:
+        raise Conflict(f"no runs can be added to {job.id}: it evaluates its teacher and trains nothing; post a new job")
+    known = known_students(block.students, context)
+    whole = with_added(plan, RunBlock(students=known, methods=block.methods, seeds=block.seeds))
+    check_run_count(whole, context.settings)
+    check_amount([method.model_dump(mode="json") for method in whole.all_methods])
+    return check_plan(whole, teachers_of(job, context), context.settings)
+
+
+def preview_of_added(checked: CheckedJob, context: Context) -> JobPreview:
+    """Preview of the runs that were checked last: these alone with their cost, and the plan that the job would have."""
+    total, added = len(checked.plan.runs()), checked.plan.added[-1]
+    alone = replace(checked, plan=checked.plan.of_runs(range(total - added.count, total)))
+    gradients: list[str] = []
+    if len(checked.teachers) == 1:  # the rows of several are combined, and in no cache of one
+        digest = checked.teacher.sha256
+        gradients = gradient_warnings_of_plan(alone.plan, digest, context.settings.caches_dir)
+    preview = preview_of(alone, [*checked.source.notes, *gradients], cost_of(alone, context))
+    return preview.model_copy(update={"plan": checked.plan})
+
+
+def read_plan(job: JobRecord) -> Plan:
+    """The plan of a job that was stored. Raises Conflict if another version has stored it."""
+    try:
+        return Plan.model_validate(job.plan)
+    except (ValueError, LookupError) as error:
+        raise Conflict(f"the plan of {job.id} cannot be read by this version: post a new job") from error
+
+
+def teachers_of(job: JobRecord, context: Context) -> list[ChosenTeacher]:
+    """The teachers of a job that was stored. Raises Conflict if one was deleted."""
+    found = []
+    for member in members_of(job.teacher):
+        id = member.get("id", job.teacher_id)
+        try:
+            found.append(ChosenTeacher(find_teacher(id, context, "#"), member["weight"]))
+        except InvalidRequest as error:
+            raise Conflict(f"the teacher {id} of {job.id} was deleted: upload it again and post a new job") from error
+    return found
