@@ -59,7 +59,7 @@ def read(key: Key) -> Shard | None:
     if path is None:
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             found = json.loads(bytes(file["facts"]))
             shard = Shard(
                 path=key.path,

@@ -6,6 +6,7 @@ the same members. A shard of WebDataset has hundreds of thousands.
 """
 
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ _ZEROS = bytes(BLOCK_BYTES)
 _PLAIN = (b"0", b"\0")
 _EXTENDED, _OF_ALL = b"x", b"g"
 # Of extended attributes that only tarfile applies.
-_MEANING = (b" path=", b" size=", b"GNU.sparse", b"hdrcharset")
+_MEANING = re.compile(rb" (?:path|size)=|GNU\.sparse|hdrcharset")
 _EXTENDED_MAX_BYTES = 4096
 # zlib's sum of bytes is modulo this.
 _ADLER = 65521
@@ -97,8 +98,7 @@ class TarReader:
             size = _size(block)
             if size is None or size > _EXTENDED_MAX_BYTES:
                 return None
-            attributes = self.read(offset + BLOCK_BYTES, size)
-            if any(each in attributes for each in _MEANING):
+            if _MEANING.search(self.read(offset + BLOCK_BYTES, size)):
                 return None
             offset += BLOCK_BYTES + _padded(size)
             block = self.read(offset, BLOCK_BYTES)
@@ -123,6 +123,8 @@ class TarReader:
             if member is None and not all_of_them:
                 raise NoEnd(offset)
             while member is not None:
+                if member.size < 0 or member.offset_data <= member.offset:
+                    raise NoEnd(member.offset)  # CVE-2025-8194: it would read the same headers for ever
                 # It would keep all headers.
                 cast(Any, tar).members.clear()
                 is_file = member.isreg() and not member.issparse()
