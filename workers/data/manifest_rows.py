@@ -6,16 +6,16 @@ and the first ten of each fault are named, so that one answer tells all there is
 """
 
 import csv
+import itertools
 import json
 import math
-import posixpath
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from workers.data.faults import Faults
 from workers.data.kinds.base import SPLIT_NAMES
-from workers.data.named_files import is_allowed
+from workers.data.named_files import relative_path
 from workers.errors import InvalidDataset
 from workers.texts import listed, shortened
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LINE_MAX_CHARACTERS = 1 << 16
 FILE_MAX_BYTES = 1 << 30
 CSV_SUFFIXES: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
+# Of a header that has none of the file's own: what spreadsheets write where a comma divides decimals.
+_OTHER_DELIMITER = ";"
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 # A file that lacks this column, and has no other than those of paths and splits, has no labels.
 DEFAULT_LABEL = "label"
@@ -54,10 +56,13 @@ class Row(NamedTuple):
     split: "Split"
 
 
-def read_rows(path: Path, columns: Columns, faults: Faults) -> Iterator[Row]:
+def read_rows(path: Path, folder: Path, columns: Columns, faults: Faults) -> Iterator[Row]:
     """Rows that can be taken, in the order of the file; ``faults`` counts the others.
 
     Without a column of splits, every row is of the training split.
+
+    Args:
+        folder: that paths are relative to; absolute ones may lie below it.
 
     Raises:
         InvalidDataset: it is neither CSV nor JSONL, not UTF-8, lacks a column, or is too long or has a line that is.
@@ -77,7 +82,7 @@ def read_rows(path: Path, columns: Columns, faults: Faults) -> Iterator[Row]:
                     has_split = columns.split in given
                 has_label = has_label or columns.label in given
                 has_other = has_other or bool(given.keys() - {columns.path, columns.split, None})
-                row = _row(line, given, columns, faults, has_split=has_split)
+                row = _row(line, given, columns, faults, folder=folder, has_split=has_split)
                 if row is not None:
                     yield row
         # Labels may stand in a column of another name: with one, nothing is taken to be unlabelled in silence.
@@ -103,12 +108,20 @@ def _records(path: Path, file: TextIO, columns: Columns) -> Iterator[tuple[int, 
     if suffix in JSONL_SUFFIXES:
         yield from _json_records(path, file)
     elif suffix in CSV_SUFFIXES:
-        reader = csv.DictReader(_lines(path, file), delimiter=CSV_SUFFIXES[suffix], skipinitialspace=True)
+        lines = _lines(path, file)
+        head = next(lines, "")
+        delimiter = CSV_SUFFIXES[suffix]
+        if delimiter not in head and _OTHER_DELIMITER in head:
+            delimiter = _OTHER_DELIMITER
+        reader = csv.DictReader(itertools.chain([head], lines), delimiter=delimiter, skipinitialspace=True)
         for record in reader:
             yield reader.line_num, record
     else:
         known = ", ".join((*CSV_SUFFIXES, *JSONL_SUFFIXES))
-        raise InvalidDataset(f"{path} is no manifest by its name; it has to end with one of {known}")
+        raise InvalidDataset(
+            f"{path} is no manifest by its name; it has to end with one of {known}: save the list as CSV with a header "
+            "(path,label), or as JSON with an object in each line (DataFrame.to_json(orient='records', lines=True))"
+        )
 
 
 def _json_records(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -133,11 +146,14 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _row(line: int, record: Mapping[str, Any], columns: Columns, faults: Faults, *, has_split: bool) -> Row | None:
+def _row(
+    line: int, record: Mapping[str, Any], columns: Columns, faults: Faults, *, folder: Path, has_split: bool
+) -> Row | None:
     """Row of a record; ``has_split`` is whether the first one has a split: all have one, or none."""
     path, label = record.get(columns.path), record.get(columns.label)
-    if not is_allowed(path):
-        faults.add("paths are not allowed (relative ones, without '..', are)", line, path)
+    name = relative_path(path, folder)
+    if name is None:
+        faults.add(f"paths are not allowed (those below {folder}, without '..', are)", line, path)
         return None
     if isinstance(label, bool) or not (label is None or isinstance(label, int | str) or _is_whole(label)):
         faults.add("labels are neither a name nor an integer from 0 (null or an empty text is none)", line, label)
@@ -148,7 +164,7 @@ def _row(line: int, record: Mapping[str, Any], columns: Columns, faults: Faults,
         known = ", ".join(_SPLIT_OF)
         faults.add(f"rows are of an unknown split (known are {known}, in any case)", line, given)
         return None
-    return Row(line, posixpath.normpath(path), _label(label), split)
+    return Row(line, name, _label(label), split)
 
 
 def _is_whole(given: object) -> bool:

@@ -1,6 +1,7 @@
 """Files that a dataset names by relative paths: found below a folder, and never outside of the data root. Light."""
 
 import os
+import posixpath
 from pathlib import Path
 from stat import S_ISLNK, S_ISREG
 
@@ -39,8 +40,13 @@ class NamedFiles:
         return status.st_ino if S_ISREG(status.st_mode) else None
 
 
-def is_allowed(path: object) -> bool:
-    """Whether a path out of a file may be looked for: a text, relative, without ``..``."""
-    return (
-        isinstance(path, str) and bool(path) and not (path.startswith("/") or ".." in path.split("/") or "\0" in path)
-    )
+def relative_path(path: object, folder: Path) -> str | None:
+    """Path below a folder of a path out of a file, normalised; None where it is none, or has ``..``.
+
+    An absolute one that begins with the folder's own is below it.
+    """
+    if not isinstance(path, str) or "\0" in path or ".." in path.split("/"):
+        return None
+    if path.startswith("/"):
+        path = path.removeprefix(f"{folder}/")
+    return None if not path or path.startswith("/") else posixpath.normpath(path)

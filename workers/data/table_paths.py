@@ -3,12 +3,11 @@
 A path is relative to the folder of the dataset; it stays below the data root, and nothing is downloaded.
 """
 
-import posixpath
 from collections.abc import Sequence
 
 from workers.data.faults import Faults
 from workers.data.linked_files import FoundFiles
-from workers.data.named_files import NamedFiles, is_allowed
+from workers.data.named_files import NamedFiles, relative_path
 from workers.data.tables import Table
 from workers.errors import InvalidDataset
 
@@ -42,9 +41,9 @@ def _add(path: str | None, row: int, named: NamedFiles, *, found: FoundFiles, se
         faults.add("rows have neither the bytes of a picture nor a path", row, path)
     elif "://" in path:
         faults.add("paths are URLs (nothing is downloaded: put the files below the dataset's folder)", row, path)
-    elif not is_allowed(path):
-        faults.add("paths are not allowed (those relative to the dataset's folder, without '..', are)", row, path)
-    elif (plain := posixpath.normpath(path)) in seen:
+    elif (plain := relative_path(path, named.folder)) is None:
+        faults.add(f"paths are not allowed (those below {named.folder}, without '..', are)", row, path)
+    elif plain in seen:
         faults.add("files are named twice", row, path)
     elif (inode := named.inode(plain)) is None:
         faults.add(f"files are not there (below {named.folder})", row, path)

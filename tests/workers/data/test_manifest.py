@@ -77,7 +77,7 @@ def test_manifest_names_all_that_is_wrong_with_its_rows_at_once(root: Path) -> N
     assert "14 files are not there (below pets): 'train/cat/0.jpg' in line 10" in message
     assert "'train/cat/9.jpg' in line 19 and 4 more" in message
     assert "1 files are listed twice: 'train/cat/0.png' in line 24" in message
-    assert "2 paths are not allowed (relative ones, without '..', are): '/etc/hosts' in line 25, '../x' in" in message
+    assert "2 paths are not allowed (those below pets, without '..', are): '/etc/hosts' in line 25, '../x'" in message
     assert "1 rows are of an unknown split (known are train, training, validation" in message
     assert str(root) not in message
 
@@ -190,6 +190,25 @@ def test_manifest_of_paths_alone_has_no_labels_and_one_with_other_columns_is_ask
     write_csv(root, *paths, header="path")
     with pytest.raises(InvalidDataset, match="lacks the column 'species'"):
         examine(LIST.model_copy(update={"label_column": "species"}), root)
+
+
+def test_manifest_may_have_semicolons_and_absolute_paths_below_its_folder(root: Path) -> None:
+    """As spreadsheets and ``glob`` write them; another name of the folder is another folder."""
+    before = examine(LIST, root)
+    absolute = [(f"{root}/pets/{path}", name, split) for path, name, split in rows(root)]
+    write_csv(root, *(";".join(row) for row in absolute), header="path;label;split")
+    source = examine(LIST, root)
+    assert (source.files, source.labels) == (before.files, before.labels)
+    write_csv(root, f"{root}/petshop/a.png,cat,train", f"{root}/pets/../pets/train/cat/0.png,cat,train")
+    with pytest.raises(InvalidDataset, match=r"2 paths are not allowed \(those below pets, without '..', are\)"):
+        examine(LIST, root)
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.json"])
+def test_manifest_of_another_form_says_how_to_save_it(root: Path, name: str) -> None:
+    (root / "pets/list.csv").rename(root / "pets" / name)
+    with pytest.raises(InvalidDataset, match=r"save the list as CSV with a header \(path,label\), or .*lines=True"):
+        examine(ManifestDataset(path=f"pets/{name}"), root)
 
 
 def test_manifest_class_names_are_those_of_the_client_in_their_order(root: Path) -> None:

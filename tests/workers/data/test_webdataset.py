@@ -171,6 +171,14 @@ def test_webdataset_of_pictures_alone_has_the_classes_of_the_test_split_or_those
     assert prepare(spec, "test", tmp_path).labels_N.tolist() == [1, 0]
 
 
+def test_webdataset_of_class_folders_without_labels_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {f"train/{'cat' if row % 2 else 'dog'}/{row}.jpg": data for row, data in enumerate(JPEG)})
+    [note] = examine(WebDataset(path="a.tar"), tmp_path).notes
+    assert note.startswith(
+        "no sample of train has a label, and they lie in the folders train/cat, train/dog of the tar"
+    )
+
+
 def test_webdataset_labels_of_some_samples_are_integers_from_0_or_of_the_names_beside(tmp_path: Path) -> None:
     write(tmp_path / "set/train.tar", samples([2, -1, 1]))
     source = examine(WebDataset(path="set"), tmp_path)

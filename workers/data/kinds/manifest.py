@@ -78,7 +78,7 @@ class ManifestDataset(EncodedFiles):
         faults = Faults()
         columns = Columns(self.path_column, self.label_column, self.split_column)
         found = _Listing(folder, root, faults)
-        for row in read_rows(path, columns, faults):
+        for row in read_rows(path, folder, columns, faults):
             found.add(row.line, row.path, row.label, row.split)
         faults.check(path)
         if "train" not in found.files:

@@ -14,7 +14,7 @@ from workers.data.confinement import inside, root_folder
 from workers.data.kinds.base import Option, Source
 from workers.data.kinds.encoded import EncodedFiles
 from workers.errors import InvalidDataset
-from workers.texts import storable
+from workers.texts import listed, storable
 
 if TYPE_CHECKING:
     from workers.data.encoded_rows import EncodedRows
@@ -257,6 +257,12 @@ def _listed_names(found: object) -> list[str]:
 def _unlabelled_notes(shards: "Mapping[Split, Sequence[Shard]]") -> Iterator[str]:
     """Say where samples have no label, unless they are nothing but pictures."""
     for split, of_split in shards.items():
+        folders = _folders(of_split) if not any(shard.labels for shard in of_split) else []
+        if len(folders) > 1:
+            yield storable(
+                f"no sample of {split} has a label, and they lie in the folders {listed(folders)} of the tar files: if "
+                "these are classes, unpack the files and register them as the kind folder"
+            )
         first = next((shard for shard in of_split if shard.unlabelled), None)
         first = next((shard for shard in of_split if shard.has_more), first)
         if first is None or not (first.has_more or any(shard.labels for shard in of_split)):
@@ -266,6 +272,11 @@ def _unlabelled_notes(shards: "Mapping[Split, Sequence[Shard]]") -> Iterator[str
             f"{without:,} of {samples:,} samples of {split} have no label, in {first.path.name} "
             f"{first.unlabelled}; a label is read from .cls, 'label' or 'cls' in .json, or what the field 'label' names"
         )
+
+
+def _folders(shards: "Sequence[Shard]") -> list[str]:
+    """Folders of the samples in their shards."""
+    return sorted({key.rpartition("/")[0] for shard in shards for key in shard.key_list()})
 
 
 def _ignored(shards: "Mapping[Split, Sequence[Shard]]") -> tuple[str, ...]:
