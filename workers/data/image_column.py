@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workers.data.blocks import BLOCK_BYTES
 from workers.data.tables import Table
@@ -137,7 +137,7 @@ class ImageColumn:
             raise InvalidDataset(f"{tables[0].path} was changed while it was read: post the job again")
         return found
 
-    def _value(self, row: int, group: int) -> "object":
+    def _value(self, row: int, group: int) -> Any:  # noqa: ANN401 - a struct, or bytes
         """Value of a row that is in a table."""
         with self._lock:
             start = self._held_start(row)

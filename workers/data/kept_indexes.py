@@ -89,17 +89,18 @@ def write(key: Key, shard: Shard) -> None:
         "unlabelled": shard.unlabelled,
         "has_more": shard.has_more,
     }
-    arrays = {
-        "offsets": shard.offsets_N,
-        "sizes": shard.sizes_N,
-        "labels": shard.labels_N,
-        "keys": np.frombuffer(shard.keys, np.uint8),
-        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
-    }
     with contextlib.suppress(OSError, DiskLow):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, "an index") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(
+                file,
+                allow_pickle=False,
+                offsets=shard.offsets_N,
+                sizes=shard.sizes_N,
+                labels=shard.labels_N,
+                keys=np.frombuffer(shard.keys, np.uint8),
+                facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
+            )
 
 
 def remove_unused(work_dir: Path) -> int:
