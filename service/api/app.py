@@ -13,7 +13,7 @@ from service.api import problems
 from service.api.auth import check_scopes
 from service.api.bodies.json_bodies import BodyThread
 from service.api.bodies.limits import BodyLimit, Pace
-from service.api.bodies.multipart import BUFFER_BYTES, sweep
+from service.api.bodies.multipart import BUFFER_BYTES, UPLOAD_EXTRA_BYTES, sweep
 from service.api.dependencies import Context
 from service.api.metrics import MeasureRequests, Metrics
 from service.api.middleware.admission import AdmissionMiddleware
@@ -56,9 +56,6 @@ from service.settings import Settings
 from service.version import service_version
 from service.webhooks.dispatcher import WebhookDispatcher
 
-# Of an upload's body beside the file: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB
-# from uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
-UPLOAD_EXTRA_BYTES = 2 * BUFFER_BYTES
 BODY_BYTES_PER_S = 16 << 10
 DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 

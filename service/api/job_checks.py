@@ -160,7 +160,7 @@ def check_plan(plan: Plan, teachers: Sequence[ChosenTeacher], settings: Settings
             saves nothing, ``drop_last`` leaves no batch, or the dataset lacks a split or labels that the job needs.
     """
     _check_epochs(plan, settings)
-    source = examine(plan.dataset, settings.data_root)
+    source = examine(plan.dataset, settings.data_root, settings.datasets_dir)
     plan.splits(source.splits)
     check_labels(plan, source.samples, source.labelled_samples)
     if plan.training.drop_last and not plan.evaluate:

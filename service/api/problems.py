@@ -258,6 +258,8 @@ def _has(node: object, step: object) -> bool:
 def _explain(item: Mapping[str, Any]) -> str:
     sentence = str(item["msg"]).removeprefix("Value error, ")
     given = item.get("input")
+    if item["type"] == "union_tag_not_found":
+        return f"the field {item['ctx']['discriminator']} is missing, which says what kind of thing this is"
     if item["type"] != "value_error" and isinstance(given, str | int | float | bool):
         return f"{sentence}; got {given!r:.{_SHOWN_CHARS}}"
     return sentence

@@ -163,7 +163,7 @@ def copies_of(settings: Settings, spec: DatasetSpec) -> list[decoded.Copy]:
     work_dir, key = settings.datasets_dir, None
     # Where the pictures are gone, or others than they were, the copy is found by its description.
     with suppress(InvalidDataset, OSError):
-        key = examine(spec, settings.data_root).key()
+        key = examine(spec, settings.data_root, work_dir).key()
     ours = decoded.fingerprints_of(work_dir, spec, key)
     return [copy for copy in decoded.copies(work_dir) if copy.fingerprint in ours]
 

@@ -9,6 +9,7 @@ import json
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,6 +98,71 @@ def saved(root: Path) -> dict[str, object]:
     return {"kind": "arrow", "path": "saved"}
 
 
+def hub_paths(root: Path) -> dict[str, object]:
+    """As ``datasets`` writes pictures that it is told not to embed: the ``bytes`` are null, paths lead to files."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = root / "hub_paths"
+    folder.mkdir()
+    for split in COUNTS:
+        paths = write_files(folder, split)
+        table: Any = hub_table(split)
+        kind = table.schema.field("image").type
+        images = pa.array([{"bytes": None, "path": path} for path in paths], kind)
+        pq.write_table(table.set_column(0, "image", images), folder / f"{split}.parquet", row_group_size=5)
+    return {"kind": "parquet", "path": "hub_paths"}
+
+
+def data_frame(root: Path) -> dict[str, object]:
+    """As pandas: paths and labels in columns of a data frame, as parquet."""
+    import pandas as pd
+
+    folder = root / "frame"
+    folder.mkdir()
+    for split in COUNTS:
+        frame = pd.DataFrame({"file": write_files(folder, split), "label": LABELS[split]})
+        frame.to_parquet(folder / f"{split}.parquet", index=False)
+    return {"kind": "parquet", "path": "frame", "image": "file"}
+
+
+def csv(root: Path) -> dict[str, object]:
+    """As pandas: the same as CSV, with its index."""
+    import pandas as pd
+
+    folder = root / "csv"
+    folder.mkdir()
+    frames = [
+        pd.DataFrame({"path": write_files(folder, split), "label": LABELS[split], "split": split}) for split in COUNTS
+    ]
+    pd.concat(frames).to_csv(folder / "list.csv")
+    return {"kind": "manifest", "path": "csv/list.csv"}
+
+
+def image_folder(root: Path) -> dict[str, object]:
+    """As torchvision's ImageFolder, for which rows have to lie in the order of the classes: so they are named."""
+    folder = root / "image_folder"
+    folder.mkdir()
+    lines = []
+    for split in COUNTS:
+        for path, label in zip(write_files(folder, split), LABELS[split], strict=True):
+            to = folder / split / str(label) / Path(path).name
+            to.parent.mkdir(exist_ok=True)
+            (folder / path).rename(to)
+            lines.append({"path": to.relative_to(folder).as_posix(), "label": int(label), "split": split})
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return {"kind": "manifest", "path": "image_folder/list.jsonl"}
+
+
+def write_files(folder: Path, split: str) -> list[str]:
+    """Pictures of a split as PNG files; their paths below the folder."""
+    (folder / split).mkdir()
+    paths = [f"{split}/{row:02}.png" for row in range(COUNTS[split])]
+    for path, picture in zip(paths, PICTURES[split], strict=True):
+        (folder / path).write_bytes(encoded(picture))
+    return paths
+
+
 def shards(root: Path) -> dict[str, object]:
     """As the package ``webdataset``: tar shards of ``KEY.png`` and ``KEY.cls``."""
     folder = root / "shards"
@@ -123,6 +189,10 @@ FORMS: Mapping[str, Callable[[Path], dict[str, object]]] = {
     "keras": keras,
     "cifar": cifar,
     "hub": hub,
+    "hub, paths": hub_paths,
+    "data frame": data_frame,
+    "csv": csv,
+    "json lines over class folders": image_folder,
     "saved": saved,
     "shards": shards,
 }

@@ -35,7 +35,13 @@ def resolve(given_path: str, data_root: Path) -> Path:
         InvalidDataset: it is absolute, contains ``..``, leads out of ``data_root`` or does not exist.
     """
     root, given = root_folder(data_root), PurePosixPath(given_path)
-    if given.is_absolute() or ".." in given.parts or "\0" in given_path:
+    if given.is_absolute():
+        # One below the data root would be shown as the relative path that is asked for.
+        shown = "" if given.is_relative_to(root) else f" {given_path!r}"
+        raise InvalidDataset(
+            f"the dataset path{shown} is absolute, which is not allowed: give a path relative to the data root"
+        )
+    if ".." in given.parts or "\0" in given_path:
         raise InvalidDataset(
             f"dataset path {given_path!r} is not allowed: give a path relative to the data root, without '..'"
         )

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from workers.data.kept_indexes import remove_unused
 from workers.data.kinds.base import DatasetKind
 from workers.events import never
 from workers.files import alone, sync_folder
@@ -187,8 +188,8 @@ def remove(work_dir: Path, name: str, unused_since: datetime) -> int:
 
 
 def sweep(work_dir: Path) -> int:
-    """Remove what killed removals and decodings have left; returns how many folders."""
-    swept = 0
+    """Remove what killed removals and decodings have left, and old indexes of shards; returns how many."""
+    swept = remove_unused(work_dir)
     for folder in work_dir.iterdir() if work_dir.is_dir() else ():
         if folder.name.startswith(_DELETED_PREFIX):
             shutil.rmtree(folder, ignore_errors=True)

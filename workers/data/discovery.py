@@ -7,16 +7,20 @@ can show (a truncated JPEG) is found later, when the dataset is prepared.
 
 from pathlib import Path
 
+from workers.data import kept_indexes
 from workers.data.confinement import named_below
 from workers.data.kinds.base import DatasetKind, Source
 
 
-def examine(spec: DatasetKind, data_root: Path) -> Source:
+def examine(spec: DatasetKind, data_root: Path, work_dir: Path | None = None) -> Source:
     """Look at a dataset: cheap, nothing is decoded.
+
+    Args:
+        work_dir: of the prepared datasets; what was read of large tar files is kept there. None keeps nothing.
 
     Raises:
         InvalidDataset: the path leaves ``data_root``, files are missing or have the wrong headers, or
             a folder's classes differ between the splits or are empty. Files are named relative to ``data_root``.
     """
-    with named_below(data_root):
+    with named_below(data_root), kept_indexes.kept_in(work_dir):
         return spec.examine(data_root)

@@ -25,6 +25,7 @@ class EncodedRows:
             with the place if the content is too large, OSError if it cannot be had.
         files: of pictures that are files of their own, those files; of parts of files, the file of each.
         spans_N2: int64, of parts of files, the offset and size of each in its file, in bytes.
+        mean_bytes: of a picture whose neighbours are read before it can be; 0 where each is read by itself.
     """
 
     labels_N: Labels
@@ -33,6 +34,7 @@ class EncodedRows:
     read: Callable[[int], bytes]
     files: Sequence[Path] | None = None
     spans_N2: NDArray[np.int64] | None = None
+    mean_bytes: int = 0
 
     def __len__(self) -> int:
         return len(self.labels_N)
@@ -47,6 +49,7 @@ class EncodedRows:
             read=lambda row: self.read(chosen[row]),
             files=None if self.files is None else [self.files[row] for row in chosen],
             spans_N2=None if self.spans_N2 is None else self.spans_N2[rows],
+            mean_bytes=self.mean_bytes,
         )
 
 

@@ -47,7 +47,8 @@ def split_folders(path: Path, root: Path, *, nested: bool) -> "tuple[dict[Split,
         InvalidDataset: no folder, two folders for one split, or other splits but no ``train``.
     """
     if not path.is_dir():
-        raise InvalidDataset(f"{path} is not a folder; {EXPECTED}")
+        advice = ": unpack an archive (tar shards are of the kind webdataset)" if path.is_file() else ""
+        raise InvalidDataset(f"{path} is not a folder{advice}; {EXPECTED}")
     found = [entry for entry in _entries(path, root) if entry.is_dir()]
     folders: dict[Split, Path] = {}
     for split, names in SPLIT_NAMES.items():

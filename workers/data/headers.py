@@ -59,6 +59,13 @@ _PIECE_BYTES = 1 << 20
 _FORTRAN_MAX_BYTES = 1 << 30
 
 
+# Advice about arrays of other names, or in another file.
+_SAVE = (
+    "save them by numpy.savez(path, train_images=..., train_labels=..., test_images=..., test_labels=...), or without "
+    "splits as images and labels"
+)
+
+
 def open_idx(path: Path) -> IO[bytes]:
     """Open an IDX file's bytes, unpacked when it is named ``.gz``."""
     return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
@@ -137,10 +144,11 @@ def npz_headers(path: Path, needed: Sequence[str], optional: Sequence[str] = ())
     except InvalidDataset:
         raise
     except DAMAGED as error:
-        raise InvalidDataset(f"{path} cannot be read as an .npz of arrays: {shortened(error)}") from error
+        advice = f"; {_SAVE}" if path.is_file() and path.suffix.lower() != ".npz" else ""
+        raise InvalidDataset(f"{path} cannot be read as an .npz of arrays: {shortened(error)}{advice}") from error
     missing = [name for name in needed if name not in headers]
     if missing:
-        raise InvalidDataset(f"{path} lacks {', '.join(missing)}; it holds {listed(members)}")
+        raise InvalidDataset(f"{path} lacks {', '.join(missing)}; it holds {listed(members)}. {_SAVE.capitalize()}")
     return headers
 
 

@@ -197,14 +197,6 @@ def trained_names(found: "Mapping[Split, Collection[str | None]]") -> set[str]:
     return {label for label in chosen if label is not None}
 
 
-def all_labelled(labels_N: Values, where: object) -> Values:
-    """The labels, or InvalidDataset if one of them is -1, which stands for none."""
-    missing = int((labels_N == NO_LABEL).sum())
-    if missing:
-        raise InvalidDataset(f"{where} holds the label -1, of no class, {missing} times: leave these rows out")
-    return labels_N
-
-
 def check_number(classes: int, where: object) -> None:
     """Raise InvalidDataset if there are more classes than a dataset may have."""
     if classes > CLASSES_MAX:

@@ -1,19 +1,23 @@
 """Rows of a manifest, a CSV or JSONL file that lists pictures: path, label and split of each. Light.
 
 A row at a time is in memory, and no line is longer than ``LINE_MAX_CHARACTERS``. What is wrong with rows is counted,
-and the first ten of each fault are named, so that one answer tells all there is to mend.
+and the first ten of each fault are named, so that one answer tells all there is to mend. A row without a label, or with
+-1, is a picture without one.
 """
 
 import csv
+import itertools
 import json
-import posixpath
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
+from workers.data.faults import Faults
 from workers.data.kinds.base import SPLIT_NAMES
+from workers.data.named_files import relative_path
 from workers.errors import InvalidDataset
-from workers.texts import LISTED_MAX, listed, shortened
+from workers.texts import listed, shortened
 
 if TYPE_CHECKING:
     from workers.events import Split
@@ -21,7 +25,11 @@ if TYPE_CHECKING:
 LINE_MAX_CHARACTERS = 1 << 16
 FILE_MAX_BYTES = 1 << 30
 CSV_SUFFIXES: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
+# Of a header that has none of the file's own: what spreadsheets write where a comma divides decimals.
+_OTHER_DELIMITER = ";"
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
+# A file that lacks this column, and has no other than those of paths and splits, has no labels.
+DEFAULT_LABEL = "label"
 _SPLIT_OF: "Mapping[str, Split]" = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 
@@ -39,60 +47,47 @@ class Row(NamedTuple):
     Attributes:
         line: its number, from 1.
         path: as it is written, normalised; relative, without ``..``.
-        label: an integer as its digits.
+        label: an integer as its digits; None for none.
     """
 
     line: int
     path: str
-    label: str
+    label: str | None
     split: "Split"
 
 
-class Faults:
-    """Rows that cannot be taken, by what is wrong with them."""
-
-    def __init__(self) -> None:
-        self._named: dict[str, list[str]] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, fault: str, line: int, value: object) -> None:
-        """Count a row; ``fault`` is what rows are that have it, in the plural."""
-        self._counts[fault] = self._counts.get(fault, 0) + 1
-        named = self._named.setdefault(fault, [])
-        if len(named) < LISTED_MAX:
-            named.append(f"{shortened(repr(value), 80)} in line {line}")
-
-    def check(self, path: Path) -> None:
-        """Raise InvalidDataset if there are any."""
-        if not self._counts:
-            return
-        sentences = []
-        for fault, count in self._counts.items():
-            more = f" and {count - LISTED_MAX} more" if count > LISTED_MAX else ""
-            sentences.append(f"{count:,} {fault}: {', '.join(self._named[fault])}{more}")
-        raise InvalidDataset(f"{path}: {'; '.join(sentences)}")
-
-
-def read_rows(path: Path, columns: Columns, faults: Faults) -> Iterator[Row]:
+def read_rows(path: Path, folder: Path, columns: Columns, faults: Faults) -> Iterator[Row]:
     """Rows that can be taken, in the order of the file; ``faults`` counts the others.
 
     Without a column of splits, every row is of the training split.
+
+    Args:
+        folder: that paths are relative to; absolute ones may lie below it.
 
     Raises:
         InvalidDataset: it is neither CSV nor JSONL, not UTF-8, lacks a column, or is too long or has a line that is.
     """
     has_split: bool | None = None
+    has_label, has_other = False, columns.label != DEFAULT_LABEL
+    first: Mapping[str, Any] = {}
     try:
         if (size_bytes := path.stat().st_size) > FILE_MAX_BYTES:
             raise InvalidDataset(f"{path} has {size_bytes:,} bytes, a manifest may have at most {FILE_MAX_BYTES:,}")
         with path.open(encoding="utf-8-sig", newline="") as file:
             for line, given in _records(path, file, columns):
                 if has_split is None:
-                    _check_columns(path, given, columns)
+                    first = given
+                    if columns.path not in given:
+                        raise _lacking(path, given, columns.path)
                     has_split = columns.split in given
-                row = _row(line, given, columns, faults, has_split=has_split)
+                has_label = has_label or columns.label in given
+                has_other = has_other or bool(given.keys() - {columns.path, columns.split, None})
+                row = _row(line, given, columns, faults, folder=folder, has_split=has_split)
                 if row is not None:
                     yield row
+        # Labels may stand in a column of another name: with one, nothing is taken to be unlabelled in silence.
+        if first and not has_label and has_other:
+            raise _lacking(path, first, columns.label)
     except UnicodeDecodeError as error:
         raise InvalidDataset(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
     except csv.Error as error:
@@ -101,13 +96,11 @@ def read_rows(path: Path, columns: Columns, faults: Faults) -> Iterator[Row]:
         raise InvalidDataset(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _check_columns(path: Path, first: Mapping[str, Any], columns: Columns) -> None:
-    missing = [repr(name) for name in (columns.path, columns.label) if name not in first]
-    if missing:
-        raise InvalidDataset(
-            f"{path} lacks the columns {', '.join(missing)}; it has {listed(repr(name) for name in first)}: give "
-            "path_column and label_column"
-        )
+def _lacking(path: Path, first: Mapping[str, Any], name: str) -> InvalidDataset:
+    return InvalidDataset(
+        f"{path} lacks the column {name!r}; it has {listed(repr(name) for name in first)}: give path_column and "
+        "label_column. A row without a label has an empty one; a file that lists paths alone has no labels"
+    )
 
 
 def _records(path: Path, file: TextIO, columns: Columns) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -115,12 +108,20 @@ def _records(path: Path, file: TextIO, columns: Columns) -> Iterator[tuple[int, 
     if suffix in JSONL_SUFFIXES:
         yield from _json_records(path, file)
     elif suffix in CSV_SUFFIXES:
-        reader = csv.DictReader(_lines(path, file), delimiter=CSV_SUFFIXES[suffix], skipinitialspace=True)
+        lines = _lines(path, file)
+        head = next(lines, "")
+        delimiter = CSV_SUFFIXES[suffix]
+        if delimiter not in head and _OTHER_DELIMITER in head:
+            delimiter = _OTHER_DELIMITER
+        reader = csv.DictReader(itertools.chain([head], lines), delimiter=delimiter, skipinitialspace=True)
         for record in reader:
             yield reader.line_num, record
     else:
         known = ", ".join((*CSV_SUFFIXES, *JSONL_SUFFIXES))
-        raise InvalidDataset(f"{path} is no manifest by its name; it has to end with one of {known}")
+        raise InvalidDataset(
+            f"{path} is no manifest by its name; it has to end with one of {known}: save the list as CSV with a header "
+            "(path,label), or as JSON with an object in each line (DataFrame.to_json(orient='records', lines=True))"
+        )
 
 
 def _json_records(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -145,14 +146,17 @@ def _lines(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _row(line: int, record: Mapping[str, Any], columns: Columns, faults: Faults, *, has_split: bool) -> Row | None:
+def _row(
+    line: int, record: Mapping[str, Any], columns: Columns, faults: Faults, *, folder: Path, has_split: bool
+) -> Row | None:
     """Row of a record; ``has_split`` is whether the first one has a split: all have one, or none."""
-    path, label = record.get(columns.path), _label(record.get(columns.label))
-    if not isinstance(path, str) or not path or path.startswith("/") or ".." in path.split("/") or "\0" in path:
-        faults.add("paths are not allowed (relative ones, without '..', are)", line, path)
+    path, label = record.get(columns.path), record.get(columns.label)
+    name = relative_path(path, folder)
+    if name is None:
+        faults.add(f"paths are not allowed (those below {folder}, without '..', are)", line, path)
         return None
-    if label is None:
-        faults.add("rows have no label (a name, or an integer from 0)", line, record.get(columns.label))
+    if isinstance(label, bool) or not (label is None or isinstance(label, int | str) or _is_whole(label)):
+        faults.add("labels are neither a name nor an integer from 0 (null or an empty text is none)", line, label)
         return None
     given = record.get(columns.split) if has_split else None if columns.split in record else "train"
     split = _SPLIT_OF.get(given.strip().lower()) if isinstance(given, str) else None
@@ -160,12 +164,17 @@ def _row(line: int, record: Mapping[str, Any], columns: Columns, faults: Faults,
         known = ", ".join(_SPLIT_OF)
         faults.add(f"rows are of an unknown split (known are {known}, in any case)", line, given)
         return None
-    return Row(line, posixpath.normpath(path), label, split)
+    return Row(line, name, _label(label), split)
 
 
-def _label(given: object) -> str | None:
+def _is_whole(given: object) -> bool:
+    """Whether it is an integer as a column of floats has it, or NaN: what pandas makes of labels with gaps."""
+    return isinstance(given, float) and (given.is_integer() or math.isnan(given))
+
+
+def _label(given: str | float | None) -> str | None:
     """Label as text; None for none: -1 is no class anywhere."""
-    if isinstance(given, bool) or not isinstance(given, int | str):
+    if given is None or (isinstance(given, float) and math.isnan(given)):
         return None
-    text = str(given).strip()
+    text = given.strip() if isinstance(given, str) else str(int(given))
     return None if text in ("", "-1") else text

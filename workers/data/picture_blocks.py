@@ -56,11 +56,13 @@ def find_bad(rows: EncodedRows, decoder: PictureDecoder, should_stop: ShouldStop
         Stopped: ``should_stop`` returned true.
     """
 
+    step = _step(rows, _FIND_STEP)
+
     def bad_of(start: int) -> list[BadPicture]:
-        found = (_picture(rows, row, decoder) for row in range(start, min(start + _FIND_STEP, len(rows))))
+        found = (_picture(rows, row, decoder) for row in range(start, min(start + step, len(rows))))
         return [each for each in found if isinstance(each, BadPicture)]
 
-    bad = [each for group in _in_threads(bad_of, len(rows), _FIND_STEP, should_stop=should_stop) for each in group]
+    bad = [each for group in _in_threads(bad_of, len(rows), step, should_stop=should_stop) for each in group]
     unread = [each for each in bad if not each.is_damaged]
     if unread:
         raise BadPictures(unread, len(rows))
@@ -78,7 +80,7 @@ def read_blocks(rows: EncodedRows, decoder: PictureDecoder, size: Size, should_s
         Stopped: ``should_stop`` returned true.
     """
     row_bytes = math.prod(size) * 3
-    step = min(_STEP_MAX, block_rows(row_bytes))
+    step = _step(rows, min(_STEP_MAX, block_rows(row_bytes)))
     bad: list[BadPicture] = []
 
     def block_of(start: int) -> tuple[Pictures, list[BadPicture]]:
@@ -92,6 +94,11 @@ def read_blocks(rows: EncodedRows, decoder: PictureDecoder, size: Size, should_s
                 yield block
     if bad:
         raise BadPictures(bad, len(rows))
+
+
+def _step(rows: EncodedRows, most: int) -> int:
+    """Rows of a block; fewer where threads would wait for the many megabytes between the blocks that they decode."""
+    return most if not rows.mean_bytes else min(most, block_rows(rows.mean_bytes))
 
 
 def _in_threads(

@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from workers.data import decoded
+from workers.data import decoded, kept_indexes
 from workers.data.bad_picture_reports import Refusals, log_left_out, log_report, write_report
 from workers.data.bad_pictures import BadPictures
 from workers.data.confinement import named_below
@@ -94,14 +94,14 @@ def prepare(
         DiskLow: no room in ``work_dir``; nothing is left behind.
         Stopped: ``should_stop`` returned true; nothing is left behind.
     """
-    with named_below(data_root):
+    with named_below(data_root), kept_indexes.kept_in(work_dir):
         return _prepare(spec, split, data_root, work_dir, emit=emit, should_stop=should_stop)
 
 
 def _prepare(
     spec: DatasetKind, split: Split, data_root: Path, work_dir: Path, emit: Emit, should_stop: ShouldStop
 ) -> Dataset:
-    source = examine(spec, data_root)
+    source = examine(spec, data_root, work_dir)
     key = source.key()
     listed = ListedFiles(source, key) if spec.keeps_files else None
     pointer = work_dir / decoded.SOURCES / f"{key}.{split}.json"

@@ -1,14 +1,10 @@
-"""Values of the columns of tables that hold pictures and labels, see ``table_features``.
+"""Values of the columns of tables that hold labels, see ``table_features``.
 
 Legend: N rows of a split.
 """
 
-from bisect import bisect_right
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +23,7 @@ from workers.data.label_values import (
     zero_based_note,
 )
 from workers.data.labels import LABELS_MAX, Labels, check_labels, check_pieces
-from workers.data.tables import GROUP_MAX_BYTES, Table, largest_group
+from workers.data.tables import Table
 from workers.errors import InvalidDataset
 from workers.texts import shortened
 from workers.unlabelled import NO_LABEL, count_classes
@@ -39,8 +35,6 @@ if TYPE_CHECKING:
 
     from workers.events import Split
 
-# Groups of rows that are held, all together.
-_HELD_BYTES = 512 << 20
 # Labels of a group of rows: as many integers as labels are read.
 _LABELS_MAX_BYTES = 8 * LABELS_MAX
 # In UTF-8.
@@ -72,7 +66,7 @@ class LabelColumn:
             InvalidDataset: damaged, or too many classes.
         """
         for of_split in self.tables.values():
-            check_groups(of_split, self.column, labels=True)
+            _check_groups(of_split, self.column)
         if self.tables and self._is_text():
             texts: dict[Split, set[str | None]] = {}
             for split in self.tables:
@@ -145,71 +139,6 @@ class LabelColumn:
                 yield (values if wanted == pa.string() else values.fill_null(NO_LABEL)).to_numpy(zero_copy_only=False)
 
 
-class ImageColumn:
-    """Column of encoded pictures of the tables of a split, read by row; several threads may.
-
-    Args:
-        tables: one after the other.
-        column: its name.
-        name: of a table's file in sample ids.
-    """
-
-    def __init__(self, tables: Sequence[Table], column: str, name: "Callable[[Path], str]") -> None:
-        self._groups = [(table, number) for table in tables for number in range(len(table.group_rows))]
-        sizes = (table.group_rows[number] for table, number in self._groups)
-        self._starts = [0, *accumulate(sizes)]
-        first_of = {id(table): start for table, start in zip(tables, _starts_of(tables), strict=True)}
-        self._firsts = [first_of[id(table)] for table, _ in self._groups]
-        self._column = column
-        self._name = name
-        self._held: OrderedDict[int, pa.Array] = OrderedDict()
-        self._lock = Lock()
-
-    def ids(self) -> list[str]:
-        """Sample id of each row: ``FILE:ROW``, rows counted from 0."""
-        named = ((self._name(table.path), table.rows) for table in dict.fromkeys(table for table, _ in self._groups))
-        return [f"{name}:{row}" for name, rows in named for row in range(rows)]
-
-    def place(self, row: int) -> str:
-        """Name of a row in messages."""
-        group = bisect_right(self._starts, row) - 1
-        return f"{self._groups[group][0].path}, row {row - self._firsts[group]},"
-
-    def read(self, row: int) -> bytes:
-        """Encoded picture of a row.
-
-        Raises:
-            InvalidDataset: there is none, or it is too large.
-        """
-        from workers.data.pictures import FILE_MAX_BYTES
-
-        group = bisect_right(self._starts, row) - 1
-        value = self._group(group)[row - self._starts[group]].as_py()
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if content is None:
-            path = value.get("path") if isinstance(value, dict) else None
-            found = f"has no bytes, but the path {shortened(repr(path), 120)}" if path else "has no picture"
-            raise InvalidDataset(
-                f"{self.place(row)} {found}: save the table with its pictures inside, or register the files as a folder"
-            )
-        if len(content) > FILE_MAX_BYTES:
-            raise InvalidDataset(
-                f"{self.place(row)} has {len(content)} bytes, and a picture may have at most {FILE_MAX_BYTES}: make it "
-                "smaller"
-            )
-        return bytes(content)
-
-    def _group(self, group: int) -> "pa.Array":
-        with self._lock:
-            if group not in self._held:
-                table, number = self._groups[group]
-                self._held[group] = table.group(number, self._column)
-                while len(self._held) > 1 and sum(held.nbytes for held in self._held.values()) > _HELD_BYTES:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(group)
-            return self._held[group]
-
-
 def check_rows(tables: Sequence[Table], split: str, path: "Path") -> None:
     """Raise InvalidDataset where a split has no rows, or more than labels are read of."""
     rows = sum(table.rows for table in tables)
@@ -219,14 +148,13 @@ def check_rows(tables: Sequence[Table], split: str, path: "Path") -> None:
         )
 
 
-def check_groups(tables: Iterable[Table], column: str, *, labels: bool = False) -> None:
-    """Raise InvalidDataset where a group of rows of a column, of pictures or of labels, is too large to be read."""
-    most = _LABELS_MAX_BYTES if labels else GROUP_MAX_BYTES
+def _check_groups(tables: Iterable[Table], column: str) -> None:
+    """Raise InvalidDataset where a group of rows of a column of labels is too large to be read."""
     for table in tables:
-        if (found := largest_group(table, column)) > most:
+        if (found := max(table.group_bytes(column), default=0)) > _LABELS_MAX_BYTES:
             raise InvalidDataset(
-                f"{table.path}: a row group has {found} bytes of {'labels' if labels else 'pictures'}, at most {most} "
-                "are read: write it with smaller ones, row_group_size=1000 say"
+                f"{table.path}: a row group has {found} bytes of labels, at most {_LABELS_MAX_BYTES} are read: write "
+                "it with smaller ones, row_group_size=1000 say"
             )
 
 
@@ -243,7 +171,3 @@ def _check_lengths(piece: "pa.Array", where: str) -> None:
                 f"{where} holds a label of {longest} bytes, a class name may have at most {NAME_MAX_CHARACTERS} "
                 "characters: shorten it, or set 'label' to another column"
             )
-
-
-def _starts_of(tables: Sequence[Table]) -> list[int]:
-    return [0, *accumulate(table.rows for table in tables)][:-1]

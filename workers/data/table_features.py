@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workers.data.label_values import check_number
-from workers.data.tables import Table
+from workers.data.tables import Table, holds_bytes, holds_paths
 from workers.errors import InvalidDataset
 from workers.texts import listed
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 # Names of a column of labels that is not noted as such.
 _LABEL_NAMES = ("label", "labels")
-_WANTED = {"image": "pictures (a struct with bytes, or binary)", "label": "labels (integers or strings)"}
+_WANTED = {
+    "image": "pictures (a struct with bytes or path, or binary; paths as texts, if 'image' names them)",
+    "label": "labels (integers or strings)",
+}
 
 
 class Features:
@@ -39,16 +42,23 @@ class Features:
             InvalidDataset: it is none of pictures, or which one cannot be told.
         """
         noted = [name for name in self._table.schema.names if self._kind(name) == "Image"]
-        fitting = [field.name for field in self._table.schema if _holds_bytes(field.type)]
+        fitting = [
+            field.name
+            for field in self._table.schema
+            if holds_bytes(field.type) or (holds_paths(field.type) and (field.type.num_fields or field.name == given))
+        ]
         return self._chosen("image", given, fitting, [name for name in noted if name in fitting])
 
-    def label(self, given: str | None) -> str | None:
+    def label(self, given: str | None, image: str) -> str | None:
         """Name of the column of labels; None without the given one, or one noted or called so.
+
+        Args:
+            image: name of the column of pictures.
 
         Raises:
             InvalidDataset: the given one holds none, or which of several it is cannot be told.
         """
-        fitting = self._fitting_labels()
+        fitting = [name for name in self._fitting_labels() if name != image]
         noted = [name for name in fitting if self._kind(name) == "ClassLabel"]
         known = noted or [name for name in fitting if name in _LABEL_NAMES]
         is_there = given in self._table.schema.names if given is not None else known or len(fitting) > 1
@@ -56,9 +66,9 @@ class Features:
             return None
         return self._chosen("label", given, fitting, known)
 
-    def passed_over(self) -> str | None:
+    def passed_over(self, image: str) -> str | None:
         """A sentence about a table of which no column is taken for labels, though one might be; None for another."""
-        might = {*self._fitting_labels(), *_LABEL_NAMES}
+        might = {*self._fitting_labels(), *_LABEL_NAMES} - {image}
         columns = [f"{name} ({field.type})" for name, field in self._columns() if name in might]
         if not columns:
             return None
@@ -117,15 +127,6 @@ def _noted_features(schema: "pa.Schema") -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _holds_bytes(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_struct(kind):
-        place = kind.get_field_index("bytes")
-        return place >= 0 and _holds_bytes(kind.field(place).type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _holds_labels(kind: "pa.DataType") -> bool:

@@ -1,15 +1,15 @@
 """Tables with a column of encoded pictures and one of labels: parquet files, and Arrow files of ``datasets``.
 
 The one place that imports pyarrow, which is the extra ``datasets`` and takes 0.2 s: inside functions, so that a process
-that reads no table does not load it. Of a table, the schema and the numbers of rows come from its metadata; labels are
-read in pieces, pictures a group of rows at a time. An Arrow file is mapped.
+that reads no table does not load it. Of a table, the schema and the numbers of rows come from its metadata; labels,
+paths and pictures are read in pieces. An Arrow file is mapped.
 
 Legend: N rows.
 """
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # Rows of a piece of labels, and of one of texts, which are larger.
 _PIECE_ROWS, _TEXT_PIECE_ROWS = 1 << 16, 1 << 13
-# Of the pictures of a group of rows: a group is read whole, and several are held.
-GROUP_MAX_BYTES = 1 << 30
 # A footer is as long as its file says.
 _FOOTER_MAX_BYTES = 256 << 20
 
@@ -74,12 +72,38 @@ class Table(ABC):
         return _PIECE_ROWS if pa.types.is_integer(kind) or pa.types.is_boolean(kind) else _TEXT_PIECE_ROWS
 
     @abstractmethod
-    def group(self, number: int, column: str) -> "pa.Array":
-        """Values of a column in one group of rows.
+    def pictures(self, number: int, column: str, rows: int) -> "Generator[pa.Array, None, None]":
+        """Values of a column in one group of rows, in pieces of so many rows at most; one that is mapped comes whole.
 
         Raises:
             InvalidDataset: damaged.
         """
+
+    @abstractmethod
+    def paths(self, number: int, column: str) -> "Iterator[pa.Array]":
+        """Paths of a column of pictures in one group of rows, as texts, in pieces; maybe as a dictionary's.
+
+        Raises:
+            InvalidDataset: damaged.
+        """
+
+    @abstractmethod
+    def group_bytes(self, column: str) -> Sequence[int]:
+        """Bytes, unpacked, of a column in each group of rows, as the file says; 0 where it is mapped."""
+
+    @abstractmethod
+    def _null_counts(self, column: str) -> Sequence[int]:
+        """Rows of each group in which the ``bytes`` of a column of structs are null, as far as the file says."""
+
+    def without_bytes(self, column: str) -> Sequence[bool]:
+        """Whether a column of pictures holds paths alone in each group of rows."""
+        kind = self.schema.field(column).type
+        if holds_paths(kind):
+            return [True] * len(self.group_rows)
+        if not holds_struct_bytes(kind) or kind.get_field_index("path") < 0:
+            return [False] * len(self.group_rows)
+        counts = zip(self._null_counts(column), self.group_rows, strict=True)
+        return [bool(rows) and nulls == rows for nulls, rows in counts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +124,37 @@ class _ParquetTable(Table):
             for batch in file.iter_batches(self._piece_rows(column), columns=[column], use_threads=False):
                 yield batch.column(0)
 
-    def group(self, number: int, column: str) -> "pa.Array":
+    def pictures(self, number: int, column: str, rows: int) -> "Generator[pa.Array, None, None]":
         with self._open() as file:
-            found = file.read_row_group(number, columns=[column], use_threads=False).column(0)
-            return found.combine_chunks() if found.num_chunks != 1 else found.chunk(0)
+            for batch in file.iter_batches(rows, row_groups=[number], columns=[column], use_threads=False):
+                yield batch.column(0)
+
+    def paths(self, number: int, column: str) -> "Iterator[pa.Array]":
+        is_struct = self.schema.field(column).type.num_fields > 0
+        leaf = f"{column}.path" if is_struct else column
+        with self._open(dictionary=[leaf]) as file:
+            for batch in file.iter_batches(_TEXT_PIECE_ROWS, row_groups=[number], columns=[leaf], use_threads=False):
+                found = batch.column(0)
+                yield found.field("path") if is_struct else found
+
+    def group_bytes(self, column: str) -> Sequence[int]:
+        return [sum(leaf.total_uncompressed_size for leaf in leaves) for leaves in self._leaves(f"{column}.")]
+
+    def _null_counts(self, column: str) -> Sequence[int]:
+        found = []
+        for leaves in self._leaves(f"{column}.bytes."):
+            stated = [leaf.statistics for leaf in leaves]
+            is_known = all(each is not None and each.has_null_count for each in stated)
+            found.append(sum(each.null_count for each in stated) if is_known else 0)
+        return found
+
+    def _leaves(self, path: str) -> "list[list[Any]]":
+        """Descriptions of the columns of each group whose path begins so, a dot at its end."""
+        with self._open() as file:
+            described = file.metadata
+            groups = (described.row_group(number) for number in range(described.num_row_groups))
+            columns = ([group.column(place) for place in range(group.num_columns)] for group in groups)
+            return [[leaf for leaf in of if f"{leaf.path_in_schema}.".startswith(path)] for of in columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +167,23 @@ class _ArrowTable(Table):
                 for start in range(0, len(chunk), rows):
                     yield chunk.slice(start, rows)
 
-    def group(self, number: int, column: str) -> "pa.Array":
+    def pictures(self, number: int, column: str, rows: int) -> "Generator[pa.Array, None, None]":
+        yield self._chunk(number, column)
+
+    def paths(self, number: int, column: str) -> "Iterator[pa.Array]":
+        chunk = self._chunk(number, column)
+        texts = chunk.field("path") if chunk.type.num_fields else chunk
+        for start in range(0, len(texts), _TEXT_PIECE_ROWS):
+            yield texts.slice(start, _TEXT_PIECE_ROWS)
+
+    def group_bytes(self, column: str) -> Sequence[int]:
+        return [0] * len(self.group_rows)
+
+    def _null_counts(self, column: str) -> Sequence[int]:
+        with _damages_named(self.path, "Arrow"):
+            return [chunk.field("bytes").null_count for chunk in self._chunks(column)]
+
+    def _chunk(self, number: int, column: str) -> "pa.Array":
         with _damages_named(self.path, "Arrow"):
             chunk = self._chunks(column)[number]
             # Offsets that lead out of the file would be followed.
@@ -162,18 +229,34 @@ def open_arrow(path: Path) -> Table:
         return _ArrowTable(path, reader.schema, tuple(batch.num_rows for batch in reader))
 
 
-def largest_group(table: Table, column: str) -> int:
-    """Bytes, unpacked, of the largest group of rows of a column, as a parquet file says; 0 for one that is mapped."""
-    if not isinstance(table, _ParquetTable):
-        return 0
-    with table._open() as file:
-        described, largest = file.metadata, 0
-        for number in range(described.num_row_groups):
-            group = described.row_group(number)
-            leaves = (group.column(place) for place in range(group.num_columns))
-            of_column = [leaf for leaf in leaves if f"{leaf.path_in_schema}.".startswith(f"{column}.")]
-            largest = max(largest, sum(leaf.total_uncompressed_size for leaf in of_column))
-        return largest
+def holds_struct_bytes(kind: "pa.DataType") -> bool:
+    """Whether a column of this type is a struct with ``bytes``."""
+    import pyarrow as pa
+
+    place = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
+    return place >= 0 and _is_binary(kind.field(place).type)
+
+
+def holds_bytes(kind: "pa.DataType") -> bool:
+    """Whether a column of this type can hold the bytes of pictures."""
+    return holds_struct_bytes(kind) or _is_binary(kind)
+
+
+def holds_paths(kind: "pa.DataType") -> bool:
+    """Whether a column of this type can hold paths of pictures alone: texts, or a struct with ``path``."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        place, of_bytes = kind.get_field_index("path"), kind.get_field_index("bytes")
+        has_bytes = of_bytes >= 0 and not pa.types.is_null(kind.field(of_bytes).type)
+        return place >= 0 and not has_bytes and holds_paths(kind.field(place).type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_binary(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _arrow_batches(path: Path, columns: Sequence[int]) -> "list[pa.RecordBatch]":

@@ -2,7 +2,8 @@
 
 A shard is a tar file without compression whose members ``KEY.EXTENSION`` of one sample follow each other. Headers and
 labels are read once, pictures when they are wanted, by their offset; nothing is unpacked to the disk. Members that are
-no plain files (links, devices, sparse files) are left out, so where they point does not matter. Light.
+no plain files (links, devices, sparse files) are left out, so where they point does not matter. What was read of a
+shard is kept, see ``kept_indexes``. Light.
 
 Legend: N samples of a shard.
 """
@@ -12,17 +13,19 @@ import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import IO, Any, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from workers.data import kept_indexes
 from workers.data.labels import LABELS_MAX
+from workers.data.shard import Shard
+from workers.data.tar_headers import NoEnd, TarReader
 from workers.errors import InvalidDataset
 from workers.texts import listed, shortened
+from workers.unlabelled import NO_LABEL
 
 # Extensions of pictures, in lower case.
 PICTURES = ("bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
@@ -30,7 +33,6 @@ PICTURES = ("bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "we
 _LABEL_KEYS = ("label", "cls")
 # Of a member that holds a label.
 _LABEL_MAX_BYTES = 1 << 20
-_BLOCK_BYTES = 512
 # Samples of the shards that a process keeps indexed, at about 60 bytes each.
 _HELD_SAMPLES = 2_000_000
 # As the package webdataset takes names apart.
@@ -42,36 +44,7 @@ class _Place(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """Samples of a tar file, in its order.
-
-    Attributes:
-        path: of the file.
-        offsets_N, sizes_N: int64, of the pictures in the file, in bytes.
-        labels: different ones, as text.
-        labels_N: int32, which of ``labels`` each sample has.
-        keys: of the samples, one after the other, with a line break after each.
-        ignored: members that belong to no sample.
-    """
-
-    path: Path
-    offsets_N: NDArray[np.int64]
-    sizes_N: NDArray[np.int64]
-    labels: tuple[str, ...]
-    labels_N: NDArray[np.int32]
-    keys: bytes
-    ignored: int
-
-    def __len__(self) -> int:
-        return len(self.offsets_N)
-
-    def key_list(self) -> list[str]:
-        """Key of each sample."""
-        return self.keys.decode(errors="surrogateescape").split("\n")[:-1]
-
-
-_held: "OrderedDict[tuple[object, ...], Shard]" = OrderedDict()
+_held: "OrderedDict[kept_indexes.Key, Shard]" = OrderedDict()
 _held_lock = Lock()
 
 
@@ -84,18 +57,21 @@ def index_shard(path: Path, image: str | None, label: str | None) -> Shard:
             ``label`` or ``cls``.
 
     Raises:
-        InvalidDataset: damaged or cut, packed, or with a sample that lacks its picture or label.
+        InvalidDataset: damaged or cut, packed, or with a label that has no picture.
     """
     try:
         status = path.stat()
     except OSError as error:
         raise InvalidDataset(f"{path} cannot be read: {error.strerror}") from error
-    known = (path, status.st_size, status.st_mtime_ns, image, label)
+    known = kept_indexes.Key(path, status.st_size, status.st_mtime_ns, image, label)
     with _held_lock:
         if known in _held:
             _held.move_to_end(known)
             return _held[known]
-    shard = _Scan(path, image, label).shard()
+    shard = kept_indexes.read(known)
+    if shard is None:
+        shard = _Scan(path, image, label).shard()
+        kept_indexes.write(known, shard)
     with _held_lock:
         _held[known] = shard
         while len(_held) > 1 and sum(map(len, _held.values())) > _HELD_SAMPLES:
@@ -113,6 +89,7 @@ class _Scan:
         self._labels_N: list[int] = []
         self._keys: list[str] = []
         self._ignored = 0
+        self._unlabelled, self._has_more = "", False
 
     def shard(self) -> Shard:
         """Read the file's headers and labels."""
@@ -122,8 +99,12 @@ class _Scan:
                     raise InvalidDataset(
                         f"{self._path} is packed by gzip, which cannot be read at random: unpack it with gunzip"
                     )
-                file.seek(0)
-                self._scan(file)
+                self._scan(TarReader(file))
+        except NoEnd as error:
+            raise InvalidDataset(
+                f"{self._path} has {error}, behind {len(self._keys)} samples: it is damaged, was cut, or was never "
+                "closed; get it again"
+            ) from error
         except (tarfile.TarError, OSError, EOFError, OverflowError, ValueError) as error:
             if isinstance(error, InvalidDataset):
                 raise
@@ -137,56 +118,50 @@ class _Scan:
             labels_N=np.array(self._labels_N, dtype=np.int32),
             keys="".join(f"{key}\n" for key in self._keys).encode(errors="surrogateescape"),
             ignored=self._ignored,
+            unlabelled=self._unlabelled,
+            has_more=self._has_more,
         )
 
-    def _scan(self, file: IO[bytes]) -> None:
+    def _scan(self, reader: TarReader) -> None:
         key, members = "", dict[str, _Place]()
-        for member_key, extension, place in self._members(file):
+        for member_key, extension, place in self._members(reader):
             if member_key != key:
-                self._add(file, key, members)
+                self._add(reader, key, members)
                 key, members = member_key, {}
             if extension in members:
                 raise InvalidDataset(f"{self._path}: the sample {key!r:.120} has two members .{extension}: keep one")
             members[extension] = place
-        self._add(file, key, members)
+        self._add(reader, key, members)
 
-    def _members(self, file: IO[bytes]) -> Iterator[tuple[str, str, _Place]]:
+    def _members(self, reader: TarReader) -> Iterator[tuple[str, str, _Place]]:
         """Key, extension and place of each member that is a plain file with both."""
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                # It would keep all headers.
-                cast(Any, tar).members.clear()
-                name = _NAME.fullmatch(member.name)
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse() or name is None or "\n" in member.name:
-                    self._ignored += 1
-                    continue
-                yield name[1], name[2].lower(), _Place(member.offset_data, member.size)
-            # At a damaged header tarfile ends as at the end of the file, which a block of zeros marks.
-            file.seek(tar.offset)
-            block = file.read(_BLOCK_BYTES)
-        if len(block) < _BLOCK_BYTES or any(block):
-            raise InvalidDataset(
-                f"{self._path} has no end of a tar file at byte {tar.offset}, behind {len(self._keys)} samples: it is "
-                "damaged, was cut, or was never closed; get it again"
-            )
+        for member in reader.members():
+            if member.is_folder:
+                continue
+            name = _NAME.fullmatch(member.name)
+            if not member.is_file or name is None or "\n" in member.name:
+                self._ignored += 1
+                continue
+            yield name[1], name[2].lower(), _Place(member.offset, member.size)
 
-    def _add(self, file: IO[bytes], key: str, members: Mapping[str, _Place]) -> None:
+    def _add(self, reader: TarReader, key: str, members: Mapping[str, _Place]) -> None:
         """Add a sample; members with neither picture nor label, a README say, are none."""
         picture = self._picture(key, members)
-        label = self._label_of(file, key, members)
+        label = self._label_of(reader, key, members)
         if picture is None and label is None:
             self._ignored += len(members)
             return
-        if picture is None or label is None:
-            lacking = self._lacking_picture() if picture is None else self._lacking_label(file, members)
+        if picture is None:
             raise InvalidDataset(
-                f"{self._path}: the sample {key!r:.120} has no {lacking}. Its members are {listed(members)}; the "
-                "members of a sample must follow each other, as tar --sort=name packs them"
+                f"{self._path}: the sample {key!r:.120} has no {self._lacking_picture()}. Its members are "
+                f"{listed(members)}; the members of a sample must follow each other, as tar --sort=name packs them"
             )
+        if label is None and (not self._unlabelled or (len(members) > 1 and not self._has_more)):
+            keys = listed(self._described(reader, key, members))
+            self._unlabelled = f"{key!r:.120} has {listed(members)}" + (f" with the keys {keys}" if keys else "")
+            self._has_more = len(members) > 1
         self._places.append(picture)
-        self._labels_N.append(self._labels.setdefault(label, len(self._labels)))
+        self._labels_N.append(NO_LABEL if label is None else self._labels.setdefault(label, len(self._labels)))
         self._keys.append(key)
         if len(self._keys) > LABELS_MAX:
             raise InvalidDataset(f"{self._path} has more than {LABELS_MAX} samples: split it")
@@ -202,29 +177,28 @@ class _Scan:
             )
         return members[found[0]] if found else None
 
-    def _label_of(self, file: IO[bytes], key: str, members: Mapping[str, _Place]) -> str | None:
+    def _label_of(self, reader: TarReader, key: str, members: Mapping[str, _Place]) -> str | None:
         extension = "cls" if self._label is None else self._label.lower().lstrip(".")
         if extension in members:
-            text = self._content(file, key, members[extension]).strip()
-            return text or None
-        described = self._described(file, key, members)
+            return _label_text(self._content(reader, key, members[extension]))
+        described = self._described(reader, key, members)
         keys = _LABEL_KEYS if self._label is None else (self._label,)
         label = next((described[name] for name in keys if name in described), None)
         if label is None or isinstance(label, str):
-            return label or None
+            return _label_text(label or "")
         if isinstance(label, int):
-            return str(int(label))
+            return _label_text(str(int(label)))
         raise InvalidDataset(
             f"{self._path}: the sample {key!r:.120} has the label {shortened(repr(label), 80)} in its .json, which is "
             "no integer or string"
         )
 
-    def _described(self, file: IO[bytes], key: str, members: Mapping[str, _Place]) -> Mapping[str, object]:
+    def _described(self, reader: TarReader, key: str, members: Mapping[str, _Place]) -> Mapping[str, object]:
         """The sample's JSON object; empty where it has none."""
         if "json" not in members:
             return {}
         try:
-            found = json.loads(self._content(file, key, members["json"]))
+            found = json.loads(self._content(reader, key, members["json"]))
         except (ValueError, RecursionError) as error:
             if isinstance(error, InvalidDataset):
                 raise
@@ -233,23 +207,22 @@ class _Scan:
             ) from error
         return found if isinstance(found, dict) else {}
 
-    def _content(self, file: IO[bytes], key: str, place: _Place) -> str:
+    def _content(self, reader: TarReader, key: str, place: _Place) -> str:
         if place.size > _LABEL_MAX_BYTES:
             raise InvalidDataset(
                 f"{self._path}: the label of the sample {key!r:.120} has {place.size} bytes, at most "
                 f"{_LABEL_MAX_BYTES} are read"
             )
-        file.seek(place.offset)
         try:
-            return file.read(place.size).decode()
+            return reader.read(place.offset, place.size).decode()
         except UnicodeDecodeError as error:
             raise InvalidDataset(f"{self._path}: the label of the sample {key!r:.120} is no UTF-8") from error
 
     def _lacking_picture(self) -> str:
         return f"picture .{self._image.lstrip('.')}" if self._image else f"picture (.{', .'.join(PICTURES)})"
 
-    def _lacking_label(self, file: IO[bytes], members: Mapping[str, _Place]) -> str:
-        keys = listed(self._described(file, "", members))
-        where = f"label {self._label!r}" if self._label else "label (.cls, or 'label' or 'cls' in its .json)"
-        known = f" ({keys})" if keys else ""
-        return f"{where}: set 'label' to the extension of the labels, or to their key in the .json{known}"
+
+def _label_text(text: str) -> str | None:
+    """Label; None for none: -1 is no class anywhere."""
+    text = text.strip()
+    return None if text in ("", "-1") else text

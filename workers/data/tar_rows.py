@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from workers.data.pictures import FILE_MAX_BYTES
-from workers.data.tar_index import Shard
+from workers.data.shard import Shard
 from workers.errors import InvalidDataset
 
 

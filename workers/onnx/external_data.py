@@ -17,6 +17,8 @@ from workers.onnx.parsing import listed, short
 from workers.onnx.rules import count_of, element_of
 from workers.onnx.scopes import scopes_of
 
+# Advice about a teacher that is too large.
+SMALLER = "convert the weights to float16, or quantise them (onnxruntime.quantization)"
 Bytes = bytes | memoryview
 _KEYS = frozenset({"location", "offset", "length", "checksum"})
 _DIGITS_MAX = 19  # of an offset below 2**63
@@ -49,7 +51,9 @@ def take_in(model: onnx.ModelProto, file_of: Callable[[str], Bytes], bytes_max: 
         location, offset, length = _place(tensor)
         total += length
         if total > bytes_max:
-            raise InvalidTeacher(f"the external weights have more than the {bytes_max} bytes allowed together")
+            raise InvalidTeacher(
+                f"the external weights have more than the {bytes_max} bytes allowed together: {SMALLER}"
+            )
         content = file_of(location)
         if offset + length > len(content):
             raise InvalidTeacher(

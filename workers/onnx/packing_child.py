@@ -15,7 +15,7 @@ from google.protobuf.message import EncodeError
 from pydantic import JsonValue
 
 from workers.errors import InvalidTeacher
-from workers.onnx.external_data import external_tensors, take_in
+from workers.onnx.external_data import SMALLER, external_tensors, take_in
 from workers.onnx.parsing import EXPORT_HINT, listed, parse, short
 
 MEMBERS_MAX = 10_000
@@ -27,7 +27,7 @@ def answer(path: str, data: str | None, data_name: str | None, descriptor: int, 
     try:
         content = _from_parts(Path(path), Path(data), data_name, bytes_max) if data else _from_archive(path, bytes_max)
         if len(content) > bytes_max:
-            raise InvalidTeacher(f"the file with its weights has more than the {bytes_max} bytes allowed")
+            raise InvalidTeacher(f"the file with its weights has more than the {bytes_max} bytes allowed: {SMALLER}")
     except InvalidTeacher as error:
         return {"error": str(error)}
     with mmap.mmap(descriptor, len(content)) as memory:
@@ -113,7 +113,7 @@ def _from_members(kind: str, sizes: dict[str, int], open_member: Callable[[str],
             content = stream.read(left + 1)
         left -= len(content)
         if left < 0:
-            raise InvalidTeacher(f"the archive's files have more than the {bytes_max} bytes allowed")
+            raise InvalidTeacher(f"the archive's files have more than the {bytes_max} bytes allowed: {SMALLER}")
         return content
 
     def file_of(location: str) -> memoryview:
@@ -146,6 +146,5 @@ def _packed(content: bytes, file_of: Callable[[str], memoryview], bytes_max: int
         return bytes(model.SerializeToString(deterministic=True))
     except (EncodeError, ValueError) as error:
         raise InvalidTeacher(
-            "the model with its weights has 2 GiB or more, which no single ONNX file can have: convert it to float16, "
-            "or quantise it"
+            f"the model with its weights has 2 GiB or more, which no single ONNX file can have: {SMALLER}"
         ) from error

@@ -46,7 +46,7 @@ def plan_caches(
             gives log-probabilities; none if the job accepts the teacher.
     """
     warn(job.warnings, emit)
-    source = examine(job.dataset, folders.data_root)
+    source = examine(job.dataset, folders.data_root, folders.datasets)
     splits = job.splits(source.splits)
     warn(source.notes, emit)
     check_labels(job, source.samples, source.labelled_samples)

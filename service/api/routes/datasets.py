@@ -51,7 +51,7 @@ def create_dataset(
     request: Annotated[DatasetRequest, json_body(DatasetRequest)], ctx: Ctx, response: Response
 ) -> Dataset:
     """Looks at the files without decoding them, and remembers the description under a name."""
-    source = examine(request.spec, ctx.settings.data_root)
+    source = examine(request.spec, ctx.settings.data_root, ctx.settings.datasets_dir)
     row, is_new = ctx.queries.add_dataset(
         DatasetRecord(
             id=new_id("ds"),

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
-from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
+from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, check_announced, receive
 from service.api.bodies.teacher_fields import reading_of
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
@@ -106,8 +106,10 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
     teacher's document shows the fields that it became, and a step that they cannot say is refused by its name.
     """
     settings = ctx.settings
+    announced_bytes = int(request.headers.get("content-length", "0"))
+    check_announced(announced_bytes, settings.teacher_max_bytes)
     # Below the reserve it looks through the caches for what can be freed.
-    await anyio.to_thread.run_sync(ctx.check_disk, int(request.headers.get("content-length", "0")))
+    await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
     upload = receive(
         request,
         settings.teachers_dir,

@@ -72,6 +72,8 @@ def test_resolve_refuses_a_path_that_could_leave_the_root(tmp_path: Path, path: 
         FolderDataset(path=path).resolve(tmp_path / "root")
     assert repr(path) in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+    with pytest.raises(InvalidDataset, match=r"^the dataset path is absolute, which is not allowed: give a path relat"):
+        FolderDataset(path=f"{tmp_path}/root/pets").resolve(tmp_path / "root")
 
 
 @pytest.mark.parametrize("link", ["pets", "pets/train", "pets/test/cat", "pets/train/dog/1.png"])

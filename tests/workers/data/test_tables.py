@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from tests.support import dataset_forms
 from tests.support.dataset_forms import LABELS, PICTURES, encoded
 from tests.workers.data.test_prepared import prepare
-from workers.data import table_columns
+from workers.data import image_column, table_columns
 from workers.data.discovery import examine
 from workers.data.kinds.parquet import ParquetDataset
 from workers.errors import InvalidDataset
@@ -147,7 +148,7 @@ def test_parquet_rows_are_read_in_any_order_with_few_groups_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ParquetDataset.model_validate(dataset_forms.hub(tmp_path))
-    monkeypatch.setattr(table_columns, "_HELD_BYTES", 0)
+    monkeypatch.setattr(image_column, "_HELD_BYTES", 0)
     rows = spec.encoded(examine(spec, tmp_path), "train")
     assert rows.ids[5:7] == ["data/train-00000-of-00002.parquet:5", "data/train-00001-of-00002.parquet:0"]
     assert rows.place(7) == f"{tmp_path}/hub/data/train-00001-of-00002.parquet, row 1,"
@@ -280,13 +281,117 @@ def test_parquet_rows_without_a_picture_are_named(tmp_path: Path) -> None:
         prepare(spec, "train", tmp_path)
 
 
-def test_parquet_row_group_that_would_not_fit_into_memory_is_refused(
+def write_paths(root: Path, paths: list[str | None], split: str = "train", *, missing: bool = False) -> ParquetDataset:
+    """A parquet file of paths below ``set``, with a null in the place of the bytes, or without these."""
+    images = [{"path": path} if missing else {"bytes": None, "path": path} for path in paths]
+    write(root / "set" / f"{split}.parquet", image=images, label=np.arange(len(paths)) % 2)
+    return ParquetDataset(kind="parquet", path="set")
+
+
+def write_files(folder: Path, count: int) -> list[str | None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in range(count):
+        (folder / f"{row}.jpg").write_bytes(BYTES[row])
+    return [f"{folder.name}/{row}.jpg" for row in range(count)]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_parquet_paths_are_files_below_the_folder_of_the_dataset(tmp_path: Path, missing: bool) -> None:
+    paths = write_files(tmp_path / "set/pictures", 6)
+    spec = write_paths(tmp_path, paths[::-1], missing=missing)
+    source = examine(spec, tmp_path)
+    assert (source.samples, source.classes) == ({"train": 6}, 2)
+    rows = spec.encoded(source, "train")
+    assert rows.ids == paths[::-1]
+    assert rows.place(0) == f"{tmp_path}/set/pictures/5.jpg"
+    assert [rows.read(row) for row in range(6)] == BYTES[5::-1]
+    before = source.key()
+    (tmp_path / "set/pictures/2.jpg").write_bytes(BYTES[7])
+    assert examine(spec, tmp_path).key() != before
+
+
+def test_parquet_texts_are_paths_if_image_names_them(tmp_path: Path) -> None:
+    paths = write_files(tmp_path / "pictures", 4)
+    write(tmp_path / "a.parquet", file=paths, animal=["cat", "dog", "cat", "dog"])
+    with pytest.raises(
+        InvalidDataset, match=r"no column of pictures .*paths as texts, if 'image' names them.*file \(s"
+    ):
+        examine(ParquetDataset(kind="parquet", path="a.parquet"), tmp_path)
+    spec = ParquetDataset(kind="parquet", path="a.parquet", image="file")
+    source = examine(spec, tmp_path)
+    assert (source.labelled, len(source.notes)) == ({"train": 0}, 1)
+    assert "there is animal (string)" in source.notes[0]
+    named = examine(spec.model_copy(update={"label": "animal"}), tmp_path)
+    assert named.class_names == ("cat", "dog")
+
+
+def test_arrow_paths_are_files_below_the_folder_of_the_dataset(tmp_path: Path) -> None:
+    spec = ParquetDataset.model_validate(dataset_forms.saved(tmp_path))
+    table: Any = dataset_forms.hub_table("train")
+    paths = write_files(tmp_path / "saved/pictures", 12)
+    images = pa.array([{"bytes": None, "path": path} for path in paths], table.schema.field("image").type)
+    table = table.set_column(0, "image", images)
+    with pa.ipc.new_stream(str(tmp_path / "saved/train/data-00000-of-00001.arrow"), table.schema) as file:
+        file.write_table(table, max_chunksize=5)
+    rows = spec.encoded(examine(spec, tmp_path), "train")
+    assert [rows.read(row) for row in range(12)] == BYTES
+    assert spec.encoded(examine(spec, tmp_path), "test").read(3) == encoded(PICTURES["test"][3])
+
+
+def test_parquet_paths_that_lead_elsewhere_are_named_all_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    good = write_files(root / "set/pictures", 2)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/a.jpg").write_bytes(BYTES[0])
+    bad = [
+        "/etc/passwd",
+        "../../outside/a.jpg",
+        "https://example.org/a.jpg",
+        "pictures/9.jpg",
+        None,
+        "./pictures/0.jpg",
+    ]
+    spec = write_paths(root, [*good, *bad])
+    with pytest.raises(InvalidDataset) as caught:
+        examine(spec, root)
+    message = str(caught.value)
+    assert message.startswith(
+        "set/train.parquet: 2 paths are not allowed (those below set, without '..', are): '/etc/passwd"
+    )
+    assert "'/etc/passwd' in row 2, '../../outside/a.jpg' in row 3" in message
+    assert "1 paths are URLs (nothing is downloaded: put the files below" in message
+    assert "1 files are not there (below set): 'pictures/9.jpg' in row 5" in message
+    assert "1 rows have neither the bytes of a picture nor a path: None in row 6" in message
+    assert "1 files are named twice: './pictures/0.jpg' in row 7" in message
+    for link, target in (("set/pictures/link.jpg", "outside/a.jpg"), ("set/folder", "outside")):
+        (root / link).symlink_to(tmp_path / target)
+        path = "folder/a.jpg" if link == "set/folder" else "pictures/link.jpg"
+        with pytest.raises(InvalidDataset, match=r"is a symbolic link that leads out of the data root"):
+            examine(write_paths(root, [*good, path]), root)
+
+
+def test_parquet_paths_of_test_that_link_to_train_are_said(tmp_path: Path) -> None:
+    paths = write_files(tmp_path / "set/pictures", 4)
+    (tmp_path / "set/pictures/same.jpg").symlink_to("0.jpg")
+    write_paths(tmp_path, paths)
+    spec = write_paths(tmp_path, ["pictures/same.jpg", *write_files(tmp_path / "set/others", 1)], "test")
+    [note] = examine(spec, tmp_path).notes
+    assert note.startswith("1 of 2 pictures of test are files of train, too, by links (pictures/same.jpg is pictures/0")
+
+
+def test_parquet_row_group_is_read_in_pieces_by_several_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = write(tmp_path / "a.parquet", image=BYTES, label=LABEL)
-    monkeypatch.setattr(table_columns, "GROUP_MAX_BYTES", 1000)
-    with pytest.raises(InvalidDataset, match=r"at most 1000 are read: write it with smaller ones, row_group_size"):
-        examine(spec, tmp_path)
+    """However far apart the rows are that they want, and however little is held."""
+    contents = [bytes([row % 251]) * (100 + row) for row in range(500)]
+    spec = write(tmp_path / "a.parquet", image=contents, label=np.arange(500) % 2)
+    monkeypatch.setattr(image_column, "_PIECE_BYTES", 2000)
+    monkeypatch.setattr(image_column, "_HELD_BYTES", 20_000)
+    rows = spec.encoded(examine(spec, tmp_path), "train")
+    assert 100 < rows.mean_bytes < 1000
+    order = [row for start in range(50) for row in range(start, 500, 50)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(rows.read, order)) == [contents[row] for row in order]
 
 
 @pytest.mark.parametrize(

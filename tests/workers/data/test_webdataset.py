@@ -147,10 +147,47 @@ def test_webdataset_class_names_lie_beside_the_shards(tmp_path: Path, name: str,
     assert source.key() != examine(write(tmp_path / "b.tar", samples([1, 0])), tmp_path).key()
 
 
-def test_webdataset_labels_of_no_class_are_refused_where_names_are_given(tmp_path: Path) -> None:
-    write(tmp_path / "set/train.tar", samples([1, 0, -1]))
-    (tmp_path / "set/classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(InvalidDataset, match=r"train.tar holds the label -1, of no class, 1 times"):
+def test_webdataset_samples_without_a_label_are_pictures_without_one(tmp_path: Path) -> None:
+    members = samples([1, 0, -1, 1, 0])
+    del members["003.cls"]
+    write(tmp_path / "a.tar", members)
+    spec = WebDataset(path="a.tar")
+    source = examine(spec, tmp_path)
+    assert (source.class_names, source.samples, source.labelled) == (("0", "1"), {"train": 5}, {"train": 3})
+    assert source.class_counts == {"train": (2, 1)}
+    assert source.notes[0].startswith("2 of 5 samples of train have no label, in a.tar '002' has jpg, cls; a label is")
+    assert prepare(spec, "train", tmp_path).labels_N.tolist() == [1, 0, -1, -1, 0]
+
+
+def test_webdataset_of_pictures_alone_has_the_classes_of_the_test_split_or_those_named(tmp_path: Path) -> None:
+    write(tmp_path / "set/train.tar", {f"{row}.jpg": data for row, data in enumerate(JPEG)})
+    spec = WebDataset(path="set")
+    source = examine(spec, tmp_path)
+    assert (source.classes, source.labelled, source.notes) == (0, {"train": 0}, ())
+    assert examine(spec.model_copy(update={"class_names": ("a", "b")}), tmp_path).class_names == ("a", "b")
+    write(tmp_path / "set/test.tar", samples(["dog", "cat"]))
+    assert examine(spec, tmp_path).class_names == ("cat", "dog")
+    assert prepare(spec, "train", tmp_path).labels_N.tolist() == [-1] * len(JPEG)
+    assert prepare(spec, "test", tmp_path).labels_N.tolist() == [1, 0]
+
+
+def test_webdataset_of_class_folders_without_labels_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", {f"train/{'cat' if row % 2 else 'dog'}/{row}.jpg": data for row, data in enumerate(JPEG)})
+    [note] = examine(WebDataset(path="a.tar"), tmp_path).notes
+    assert note.startswith(
+        "no sample of train has a label, and they lie in the folders train/cat, train/dog of the tar"
+    )
+
+
+def test_webdataset_labels_of_some_samples_are_integers_from_0_or_of_the_names_beside(tmp_path: Path) -> None:
+    write(tmp_path / "set/train.tar", samples([2, -1, 1]))
+    source = examine(WebDataset(path="set"), tmp_path)
+    assert source.class_names == ("0", "1", "2")
+    assert source.notes[0].startswith("class 0 has no labelled picture; labels are taken as 0-based")
+    (tmp_path / "set/classes.txt").write_text("ape\ncat\ndog\n")
+    assert examine(WebDataset(path="set"), tmp_path).class_names == ("ape", "cat", "dog")
+    write(tmp_path / "set/train.tar", samples([3, -1, 1]))
+    with pytest.raises(InvalidDataset, match=r"holds the label 3; labels are 0\.\.2"):
         examine(WebDataset(path="set"), tmp_path)
 
 
@@ -179,13 +216,12 @@ def test_webdataset_leaves_out_links_folders_and_what_is_no_sample(tmp_path: Pat
     ("members", "message"),
     [
         ({"a.jpg": JPEG[0], "a.png": JPEG[0], "a.cls": "1"}, "several pictures, jpg, png: set 'image'"),
-        ({"a.jpg": JPEG[0], "b.jpg": JPEG[1], "a.cls": "1"}, r"sample 'a' has no label .*must follow each other"),
+        ({"a.jpg": JPEG[0], "b.jpg": JPEG[1], "a.cls": "1"}, r"sample 'a' has no picture .*must follow each other"),
         ({"a.cls": "1", "b.jpg": JPEG[0]}, r"sample 'a' has no picture \(.bmp"),
-        (samples([{"text": "a cat"}], "json"), r"no label .* in its .json\): set 'label' .* \(text\)"),
         (samples([{"label": 0.5}], "json"), r"has the label 0.5 in its .json, which is no"),
         (samples(["{"], "json"), r"the .json of the sample '000' cannot be read"),
         (samples(["1", "1"]), "at least two"),
-        (samples(["0", "1", "-1"]), "holds the label -1"),
+        (samples(["0", "1", "-2"]), "holds the label -2"),
         ({"README.md": "hello"}, "shards of train have no sample"),
         ({"a.jpg": JPEG[0], "a.JPG": JPEG[0], "a.cls": "1"}, "two members .jpg"),
     ],
@@ -196,6 +232,15 @@ def test_webdataset_that_is_unclear_says_what_to_do(
     spec = write(tmp_path / "a.tar", members)
     with pytest.raises(InvalidDataset, match=message):
         examine(spec, tmp_path)
+
+
+def test_webdataset_labels_under_another_name_are_said_or_asked_for(tmp_path: Path) -> None:
+    write(tmp_path / "a.tar", samples([{"text": "a cat", "kind": "cat"}, {"text": "a dog", "kind": "dog"}], "json"))
+    notes = examine(WebDataset(path="a.tar"), tmp_path).notes
+    assert notes[0].startswith("2 of 2 samples of train have no label, in a.tar '000' has jpg, json with the keys text")
+    assert examine(WebDataset(path="a.tar", label="kind"), tmp_path).class_names == ("cat", "dog")
+    with pytest.raises(InvalidDataset, match="no sample has a label 'knid'; '000' has jpg, json with the keys text, k"):
+        examine(WebDataset(path="a.tar", label="knid"), tmp_path)
 
 
 def test_webdataset_shards_that_are_damaged_or_packed_are_refused(tmp_path: Path) -> None:

@@ -82,6 +82,27 @@ def legacy(*tail: nn.Module, **options: object) -> Build:
     return build
 
 
+def timm_network(folder: Path) -> Path:
+    """A network of timm whose head is fitted to the colours, by torch's exporter from before 2.6."""
+    import timm
+
+    torch.manual_seed(0)
+    made = timm.create_model("test_resnet", pretrained=False, num_classes=3).eval()
+    data = coloured()
+    x = torch.from_numpy(prepared(PUBLISHED, data))
+    with torch.no_grad():
+        features_NF = made.forward_head(made.forward_features(x), pre_logits=True)
+        centred_NF = features_NF - features_NF.mean(0)
+        wanted_NK = 4 * torch.nn.functional.one_hot(torch.from_numpy(data.labels_N), 3).float()
+        made.get_classifier().weight.copy_(torch.linalg.lstsq(centred_NF, wanted_NK).solution.T)
+        made.get_classifier().bias.copy_(-made.get_classifier().weight @ features_NF.mean(0))
+    axes = {"images": {0: "n"}, "logits": {0: "n"}}
+    path = folder / "t.onnx"
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    torch.onnx.export(made, (x[:2],), path, dynamic_axes=axes, dynamo=False, **names)
+    return path
+
+
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """Layer whose output k is its input k, or 0 where there is none."""
     layer = nn.Linear(inputs, outputs)
@@ -217,6 +238,8 @@ def quantised(*, static: bool) -> Build:
     return build
 
 
+# As timm's config.json has it.
+PUBLISHED = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)
 LAST = PLAIN.model_copy(update={"layout": "nhwc"})
 
@@ -261,6 +284,14 @@ CHOSEN = (207, 3, 999)
 FORMS = {
     "torch, legacy exporter": Form(legacy()),
     "torch, today's exporter, external data": Form(dynamo(external=True)),
+    "float16": Form(
+        by_hand(
+            [*FLAT[:-1], node("Flatten", "pooled", "logits")],
+            image=(TensorProto.FLOAT16, ("n", 3, 8, 8)),
+            outputs=[("logits", TensorProto.FLOAT16, ("n", 3))],
+            constants={"weight": colour_weights()[:, :, None, None].astype(np.float16)},
+        )
+    ),
     "[N, C, 1, 1]": Form(legacy(flat=False), lambda output: output[:, :, 0, 0]),
     "softmax": Form(legacy(nn.Softmax(1)), log, said="ends in a softmax", stored="log_probabilities"),
     "log-softmax": Form(legacy(nn.LogSoftmax(1)), said="ends in a log-softmax"),
@@ -355,11 +386,18 @@ FORMS = {
 }
 
 
-# Importing today's exporter takes four seconds.
-IN_ONE_FILE = pytest.param(Form(dynamo(external=False)), id="torch, today's exporter", marks=pytest.mark.slow)
+# Importing today's exporter takes four seconds, timm as long.
+SLOW_FORMS = {
+    "torch, today's exporter": Form(dynamo(external=False)),
+    "timm": Form(timm_network, preprocessing=PUBLISHED),
+}
+PARAMS = [
+    *(pytest.param(form, id=name) for name, form in FORMS.items()),
+    *(pytest.param(form, id=name, marks=pytest.mark.slow) for name, form in SLOW_FORMS.items()),
+]
 
 
-@pytest.mark.parametrize("form", [*(pytest.param(form, id=name) for name, form in FORMS.items()), IN_ONE_FILE])
+@pytest.mark.parametrize("form", PARAMS)
 def test_cached_logits_equal_a_plain_script(form: Form, tmp_path: Path) -> None:
     path, data = form.build(tmp_path), coloured(form.names)
     reading = TeacherReading.model_validate(form.reading)
@@ -394,6 +432,7 @@ def test_cached_logits_equal_a_plain_script(form: Form, tmp_path: Path) -> None:
     held = {each.name: np.full(each.shape, each.value, each.dtype) for each in graph.fixed}
     plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     x = data.images_NHWC if graph.takes_bytes else prepared(preprocessing, data)
+    x = x.astype(graph.inputs[0].dtype)
     parts = np.split(x, len(x)) if form.alone else [x]
     outputs = [plain.run([report.output], {graph.inputs[0].name: part, **held})[0] for part in parts]
     np.testing.assert_allclose(cached_NK, form.logits(np.concatenate(outputs)), rtol=1e-4, atol=1e-4)

@@ -171,6 +171,7 @@ class Source:
         notes: sentences about how the files were understood, where that is not plain: labels that were numbered anew.
         lists: files that say which pictures there are, and their labels, where ``files`` are the pictures alone.
         labels: of listed files, the label of each, in the order of ``files``; empty for other kinds.
+        pictures: files that tables among ``files`` name, in the order of the rows; empty for other kinds.
     """
 
     spec: DatasetKind
@@ -186,6 +187,7 @@ class Source:
     notes: tuple[str, ...] = ()
     lists: tuple[Path, ...] = ()
     labels: "Mapping[Split, Sequence[int]]" = field(default_factory=dict)
+    pictures: "Mapping[Split, Sequence[Path]]" = field(default_factory=dict)
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -215,9 +217,13 @@ class Source:
         if self.release is not None:
             header.append(self.release)
         digest.update(json.dumps(header, sort_keys=True).encode())
-        of_splits = ((split, path) for split in self.splits for path in self.files[split])
+        of_splits = ((split, path) for split in self.splits for path in self._read_for(split))
         for role, path in (*(("lists", path) for path in self.lists), *of_splits):
             status = path.stat()
             line = [role, str(path), status.st_size, status.st_mtime_ns]
             digest.update(json.dumps(line).encode())
         return digest.hexdigest()
+
+    def _read_for(self, split: "Split") -> "Iterator[Path]":
+        yield from self.files[split]
+        yield from self.pictures.get(split, ())

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from workers.data.kinds.base import FilesBelowRoot, Option, Source
 from workers.spec import Flag, Size
@@ -37,6 +37,13 @@ class EncodedPictures(FilesBelowRoot, ABC):
     # Joined later, as ``Training.cuda_graph``.
     on_bad_picture: Literal["refuse", "skip"] = Field("refuse", exclude_if=lambda given: given == "refuse")
     exif_orientation: Flag = Field(False, exclude_if=lambda given: not given)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _is_pair(cls, given: object) -> object:
+        if isinstance(given, int):
+            raise ValueError(f"image_size is [height, width] in pixels, such as [{given}, {given}]")
+        return given
 
     @property
     def resized_to(self) -> Size | None:

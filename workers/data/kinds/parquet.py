@@ -8,6 +8,7 @@ from pydantic import Field
 
 from workers.data.class_names import check_class_names
 from workers.data.class_names_option import OPTION, ClassNames
+from workers.data.confinement import root_folder
 from workers.data.kinds.base import SPLIT_NAMES, Option, Source
 from workers.data.kinds.encoded import EncodedPictures
 from workers.errors import InvalidDataset
@@ -27,13 +28,14 @@ _ColumnName = Annotated[str, Field(min_length=1, max_length=255)]
 class ParquetDataset(EncodedPictures):
     """Tables with a column of encoded pictures and one of labels; needs the extra ``datasets`` (pyarrow).
 
-    Pictures are a struct with ``bytes``, as Hugging Face has them, or binary; labels are integers or strings. Names of
+    Pictures are a struct with ``bytes``, as Hugging Face has them, or binary; or paths of files below the dataset's
+    folder, in a struct with ``path`` alone or in a column of texts. Labels are integers or strings. Names of
     classes come from the ``ClassLabel`` that Hugging Face notes in a file, or are the labels themselves.
 
     Attributes:
         path: a folder, a file or a pattern; see ``workers.data.split_files``.
         image: name of the column of pictures; None takes that which is noted as pictures, the only one that can hold
-            them, or ``image``.
+            them, or ``image``. A column of texts has to be named.
         label: name of the column of labels; None takes that which is noted as such, or ``label`` or ``labels``. A
             split without one has no labels; nor has a row with -1 or null.
         class_names: in the place of the table's, or of the labels.
@@ -70,7 +72,10 @@ class ParquetDataset(EncodedPictures):
 
     def examine(self, data_root: Path) -> Source:
         """Read schemas, numbers of rows and the labels; no picture is read."""
-        from workers.data.table_columns import check_groups, check_rows
+        from workers.data.linked_files import linked_warnings
+        from workers.data.named_files import NamedFiles
+        from workers.data.table_columns import check_rows
+        from workers.data.table_paths import find_pictures
         from workers.data.tables import check_installed
 
         check_installed()
@@ -79,7 +84,8 @@ class ParquetDataset(EncodedPictures):
         image, labels = self._columns(found, tables)
         for split, of_split in tables.items():
             check_rows(of_split, split, found.folder)
-            check_groups(of_split, image)
+        named = NamedFiles(found.folder, root_folder(data_root))
+        pictures = {split: find_pictures(of_split, image, named) for split, of_split in tables.items()}
         classes = labels.classes()
         if classes.names:
             check_class_names(classes.names, found.folder)
@@ -95,7 +101,8 @@ class ParquetDataset(EncodedPictures):
             files=found.files,
             class_counts=counts,
             labelled={split: count for split, count in labelled.items() if count < samples[split]},
-            notes=(*labels.notes, *classes.notes),
+            notes=(*labels.notes, *classes.notes, *linked_warnings(pictures, found.folder)),
+            pictures={split: tuple(files.paths) for split, files in pictures.items() if files.paths},
         )
 
     def encoded(self, source: Source, split: "Split") -> "EncodedRows":
@@ -103,15 +110,15 @@ class ParquetDataset(EncodedPictures):
         import numpy as np
 
         from workers.data.encoded_rows import EncodedRows
+        from workers.data.image_column import ImageColumn
         from workers.data.split_files import SplitFiles
-        from workers.data.table_columns import ImageColumn
         from workers.unlabelled import with_unlabelled
 
         assert source.path is not None
         found = SplitFiles(source.path, dict(source.files))
         tables = self._tables(found)
         image, labels = self._columns(found, tables)
-        pictures = ImageColumn(tables[split], image, found.name)
+        pictures = ImageColumn(tables[split], image, found.name, source.pictures.get(split, ()))
         ids = pictures.ids()
         labels_N = np.concatenate([np.empty(0, np.int64), *labels.pieces(split, labels.classes())])
         return EncodedRows(
@@ -119,6 +126,7 @@ class ParquetDataset(EncodedPictures):
             ids=ids,
             place=pictures.place,
             read=pictures.read,
+            mean_bytes=pictures.mean_bytes,
         )
 
     def _find(self, data_root: Path) -> "SplitFiles":
@@ -146,7 +154,7 @@ class ParquetDataset(EncodedPictures):
 
         every = [(split, Features(table), table) for split, of_split in tables.items() for table in of_split]
         image = every[0][1].image(self.image)
-        columns = {(split, here.label(self.label)) for split, here, _ in every if here.image(image)}
+        columns = {(split, here.label(self.label, image)) for split, here, _ in every if here.image(image)}
         label = min((name for _, name in columns if name is not None), default=None)
         if self.label and label is None:
             raise every[0][1].lacking_label(self.label)
@@ -165,17 +173,17 @@ class ParquetDataset(EncodedPictures):
                 "order"
             )
         noted = next(iter(names), None)
-        notes = () if self.label else _passed_over(found, every, labelled)
+        notes = () if self.label else _passed_over(found, every, labelled, image)
         return image, LabelColumn(labelled, label or "label", self.class_names or noted, path=found.folder, notes=notes)
 
 
 def _passed_over(
-    found: "SplitFiles", every: "Iterable[tuple[Split, Features, Table]]", labelled: "Container[Split]"
+    found: "SplitFiles", every: "Iterable[tuple[Split, Features, Table]]", labelled: "Container[Split]", image: str
 ) -> tuple[str, ...]:
     """A sentence about the first file of each split without labels of which a column might hold some."""
     said: dict[Split, str] = {}
     for split, here, table in every:
-        note = None if split in labelled else here.passed_over()
+        note = None if split in labelled else here.passed_over(image)
         if note is not None:
             said.setdefault(split, f"{found.name(table.path)}: {note}")
     return tuple(said.values())

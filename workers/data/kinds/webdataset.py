@@ -1,23 +1,26 @@
 """WebDataset shards: tar files whose members ``KEY.jpg`` and ``KEY.cls`` (or ``KEY.json``) are a sample."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
 from workers.data.class_names import check_class_names
+from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.confinement import inside, root_folder
 from workers.data.kinds.base import Option, Source
 from workers.data.kinds.encoded import EncodedFiles
 from workers.errors import InvalidDataset
+from workers.texts import listed, storable
 
 if TYPE_CHECKING:
     from workers.data.encoded_rows import EncodedRows
     from workers.data.label_values import Classes, NamedClasses
     from workers.data.labels import Labels
-    from workers.data.tar_index import Shard
+    from workers.data.shard import Shard
     from workers.events import Split
 
 _MemberName = Annotated[str, Field(min_length=1, max_length=255)]
@@ -30,16 +33,19 @@ class WebDataset(EncodedFiles):
     """Tar shards as the package ``webdataset`` writes them, read at random by an index of their headers.
 
     Samples are in the order of shards, then of the shard. A label is an integer or a name: the text of ``.cls``, or
-    ``label`` or ``cls`` in ``.json``. Names of the classes of integers may lie beside the shards.
+    ``label`` or ``cls`` in ``.json``; a sample that has none, or -1, is a picture without a label. Names of the classes
+    of integers may lie beside the shards.
 
     Attributes:
         path: a folder, a file or a pattern; see ``workers.data.split_files``.
         image: extension of the pictures; None takes the only picture of a sample.
         label: extension of the labels, or their key in ``.json``; None takes those above.
+        class_names: in the place of those beside the shards, or of the labels.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {
-        "webdataset": "tar shards of samples `KEY.jpg` (or png ...) with `KEY.cls` or `KEY.json`: a folder with "
+        "webdataset": "tar shards of samples `KEY.jpg` (or png ...) with `KEY.cls` or `KEY.json`, or without a label: "
+        "a folder with "
         "`train`, `val`, `test` among the words of their names, a file, or a pattern such as "
         "`train-{000000..000127}.tar`; optionally `classes.txt` or `classes.json` beside them"
     }
@@ -50,12 +56,14 @@ class WebDataset(EncodedFiles):
             "Of tables: column of the labels; of a webdataset: their extension, or their key in `.json`.",
             "`cls`, or the key `label`",
         ),
+        "class_names": OPTION,
     }
     sought: ClassVar[str] = "WebDataset shards"
 
     kind: Literal["webdataset"] = "webdataset"
     image: _MemberName | None = None
     label: _MemberName | None = None
+    class_names: ClassNames | None = Field(None, exclude_if=lambda given: given is None)
 
     @classmethod
     def candidates(cls, entry: Path, name: str) -> Iterator[Self]:
@@ -69,31 +77,42 @@ class WebDataset(EncodedFiles):
 
         from workers.data.labels import check_pieces
         from workers.data.split_files import find_split_files
+        from workers.unlabelled import count_classes
 
         found = find_split_files(self.path, data_root, (".tar",))
         shards = self._shards(found.files)
         for split, of_split in shards.items():
             if not sum(map(len, of_split)):
                 raise InvalidDataset(f"{found.folder}: the shards of {split} have no sample: correct the path")
+        if self.label is not None and not any(shard.labels for of_split in shards.values() for shard in of_split):
+            first = next(shard for of_split in shards.values() for shard in of_split if shard.unlabelled)
+            raise InvalidDataset(
+                f"{first.path}: no sample has a label {self.label!r}; {storable(first.unlabelled)}: correct 'label', "
+                "or leave it out"
+            )
         names_file = _names_file(found.folder, root_folder(data_root))
-        classes = _classes(shards["train"], names_file)
-        check_class_names(classes.names, found.folder)
+        classes = _classes(shards, self.class_names, names_file)
+        if classes.names:
+            check_class_names(classes.names, found.folder)
         places = {split: f"{found.folder}: a shard of {split}" for split in shards}
         check_pieces(lambda split: _labels(shards[split], classes), classes.names, places, found.folder)
         counts = {
-            split: np.bincount(np.concatenate(_labels(of_split, classes)), minlength=len(classes.names))
+            split: count_classes(np.concatenate(_labels(of_split, classes)), len(classes.names))
             for split, of_split in shards.items()
         }
+        samples = {split: sum(map(len, of_split)) for split, of_split in shards.items()}
+        without = {split: sum(shard.unlabelled_count for shard in of_split) for split, of_split in shards.items()}
         beside = () if names_file is None else (names_file,)
         return Source(
             spec=self,
             path=found.folder,
-            samples={split: sum(map(len, of_split)) for split, of_split in shards.items()},
+            samples=samples,
             classes=len(classes.names),
             class_names=classes.names,
             files={split: (*files, *beside) for split, files in found.files.items()},
             class_counts={split: tuple(count.tolist()) for split, count in counts.items()},
-            notes=(*classes.notes, *_ignored(shards)),
+            labelled={split: samples[split] - count for split, count in without.items() if count},
+            notes=(*classes.notes, *_unlabelled_notes(shards), *_ignored(shards)),
         )
 
     def encoded(self, source: Source, split: "Split") -> "EncodedRows":
@@ -104,10 +123,12 @@ class WebDataset(EncodedFiles):
         from workers.data.tar_rows import TarRows
 
         assert source.path is not None
-        files = {each: tuple(f for f in source.files[each] if f.name not in _NAME_FILES) for each in ("train", split)}
+        files = {
+            each: tuple(f for f in of_split if f.name not in _NAME_FILES) for each, of_split in source.files.items()
+        }
         names_file = next((file for file in source.files["train"] if file.name in _NAME_FILES), None)
         shards = self._shards(files)
-        classes = _classes(shards["train"], names_file)
+        classes = _classes(shards, self.class_names, names_file)
         rows = TarRows(shards[split], source.path)
         return EncodedRows(
             labels_N=np.concatenate(_labels(shards[split], classes)),
@@ -127,8 +148,11 @@ class WebDataset(EncodedFiles):
 
 
 def _labels(shards: "Sequence[Shard]", classes: "Classes | NamedClasses") -> "list[Labels]":
-    """Class of each sample of each shard."""
-    from workers.data.label_values import Classes, all_labelled
+    """Class of each sample of each shard, or -1."""
+    import numpy as np
+
+    from workers.data.label_values import Classes
+    from workers.unlabelled import NO_LABEL
 
     numbered = []
     for shard in shards:
@@ -136,11 +160,12 @@ def _labels(shards: "Sequence[Shard]", classes: "Classes | NamedClasses") -> "li
             of_labels = classes.number(_integers(shard.labels, shard.path), shard.path)
         else:
             of_labels = classes.number(shard.labels, shard.path)
-        numbered.append(all_labelled(of_labels[shard.labels_N], shard.path))
+        # A sample without a label has the number -1: the last.
+        numbered.append(np.append(of_labels, NO_LABEL)[shard.labels_N])
     return numbered
 
 
-def _integers(labels: Sequence[str], path: Path) -> "Labels":
+def _integers(labels: "Iterable[str]", path: Path) -> "Labels":
     import numpy as np
 
     try:
@@ -151,22 +176,38 @@ def _integers(labels: Sequence[str], path: Path) -> "Labels":
         ) from error
 
 
-def _classes(shards: "Sequence[Shard]", names_file: Path | None) -> "Classes | NamedClasses":
-    """Classes of the training shards: of integers if all labels are such, else of names."""
+def _classes(
+    shards: "Mapping[Split, Sequence[Shard]]", given: "Sequence[str] | None", names_file: Path | None
+) -> "Classes | NamedClasses":
+    """Classes of the training shards, or of all where not all training samples have a label: of integers, or names."""
     import numpy as np
 
-    from workers.data.label_values import classes_of, classes_of_names, distinct
+    from workers.data.label_values import classes_of, classes_of_names, trained_names, trained_values, zero_based_note
     from workers.data.labels import check_labels
+    from workers.unlabelled import NO_LABEL
 
-    found = {label for shard in shards for label in shard.labels}
-    names = None if names_file is None else _names(names_file)
-    where = shards[0].path.parent
-    if not all(label.removeprefix("-").isdecimal() and label.isascii() for label in found):
-        return classes_of_names(found, names, where)
-    values, _ = distinct([_integers(sorted(found), where)], where)
-    if names is None:
-        check_labels(values[values < 0], int(np.sum(values >= 0)), where)
-    return classes_of(values, names)
+    found: dict[Split, set[str | None]] = {
+        split: {*(label for shard in of_split for label in shard.labels)} for split, of_split in shards.items()
+    }
+    for split, of_split in shards.items():
+        if any(shard.unlabelled for shard in of_split):
+            found[split].add(None)
+    names = given or (None if names_file is None else _names(names_file))
+    where = shards["train"][0].path.parent
+    chosen = trained_names(found)
+    if not all(label.removeprefix("-").isdecimal() and label.isascii() for label in chosen):
+        return classes_of_names(chosen, names, where)
+    telling = found if None in found["train"] else {"train": found["train"]}
+    values = {
+        split: np.unique(_integers((str(NO_LABEL) if label is None else label for label in of_split), where))
+        for split, of_split in telling.items()
+    }
+    trained = trained_values(values, names, where)
+    if names is not None:
+        return classes_of(trained, names)
+    check_labels(trained[trained < 0], int(np.sum(trained >= 0)), where)
+    classes = classes_of(trained, None)
+    return replace(classes, said=zero_based_note(values.values())) if None in found["train"] else classes
 
 
 def _names_file(folder: Path, root: Path) -> Path | None:
@@ -211,6 +252,31 @@ def _listed_names(found: object) -> list[str]:
     if not all(isinstance(name, str) for name in ordered):
         raise ValueError(f"its {len(found)} entries do not name the classes 0 to {len(found) - 1}")
     return [str(name) for name in ordered]
+
+
+def _unlabelled_notes(shards: "Mapping[Split, Sequence[Shard]]") -> Iterator[str]:
+    """Say where samples have no label, unless they are nothing but pictures."""
+    for split, of_split in shards.items():
+        folders = _folders(of_split) if not any(shard.labels for shard in of_split) else []
+        if len(folders) > 1:
+            yield storable(
+                f"no sample of {split} has a label, and they lie in the folders {listed(folders)} of the tar files: if "
+                "these are classes, unpack the files and register them as the kind folder"
+            )
+        first = next((shard for shard in of_split if shard.unlabelled), None)
+        first = next((shard for shard in of_split if shard.has_more), first)
+        if first is None or not (first.has_more or any(shard.labels for shard in of_split)):
+            continue
+        without, samples = sum(shard.unlabelled_count for shard in of_split), sum(map(len, of_split))
+        yield storable(
+            f"{without:,} of {samples:,} samples of {split} have no label, in {first.path.name} "
+            f"{first.unlabelled}; a label is read from .cls, 'label' or 'cls' in .json, or what the field 'label' names"
+        )
+
+
+def _folders(shards: "Sequence[Shard]") -> list[str]:
+    """Folders of the samples in their shards."""
+    return sorted({key.rpartition("/")[0] for shard in shards for key in shard.key_list()})
 
 
 def _ignored(shards: "Mapping[Split, Sequence[Shard]]") -> tuple[str, ...]:
