@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from store import CacheCorrupt, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
+from store import CacheCorrupt, CacheIncomplete, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
 from workers.config.combination import Combination
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -143,8 +143,14 @@ def missing_blocks(
     emit(Stage(stage="inference"))
     judged_rows = 0
     if plan.guard is not None and not plan.members:
-        judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
+        if plan.teacher.caches:
+            _judge(plan.train_cache, plan.guard, folders, emit)
+        else:
+            judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
     for build in plan.builds:
+        if build.teacher is None and not build.members:
+            _take_imported(build.spec, folders, emit)
+            continue
         if build.teacher is None:
             yield from _combine(plan, build, task, folders, emit=emit, should_stop=should_stop)
             continue
@@ -186,8 +192,10 @@ def _combine(
     spec, started = build.spec, time.monotonic()
     if not CacheWriter(folders.caches, spec).is_complete:
         for member in build.members:
-            assert member.teacher is not None
-            yield from _complete(task(member.spec, member.teacher), emit, should_stop)
+            if member.teacher is None:
+                _take_imported(member.spec, folders, emit)
+            else:
+                yield from _complete(task(member.spec, member.teacher), emit, should_stop)
     with _in_turn(folders, spec, should_stop):
         writer = CacheWriter(folders.caches, spec)
         combine = functools.partial(
@@ -207,6 +215,14 @@ def _combine(
             writer.finish()
     _verify(folders, spec)
     _emit_ready(spec, 0, time.monotonic() - started, emit)
+
+
+def _take_imported(spec: CacheSpec, folders: Folders, emit: Emit) -> None:
+    """Verify an imported cache, which nothing here can complete. Raises CacheIncomplete; CacheCorrupt."""
+    if not CacheWriter(folders.caches, spec).is_complete:
+        raise CacheIncomplete(f"cache {spec.key[:12]} has lost logits that were imported: import them again")
+    _verify(folders, spec)
+    _emit_ready(spec, 0, 0.0, emit)
 
 
 def _emit_ready(spec: CacheSpec, rows_inferred: int, seconds: float, emit: Emit) -> None:

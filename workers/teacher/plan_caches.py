@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from store import CacheSpec
 from workers.config.cache import check_encoding
 from workers.config.combination import WeightedTeacher
 from workers.config.dataset import DatasetSpec, thumbnail_warnings
-from workers.config.job import JobSpec
+from workers.config.job import JobSpec, Plan
 from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
@@ -38,6 +39,15 @@ from workers.teacher.cache_plan import (
     views_of_teacher,
 )
 from workers.teacher.combined_cache import combined_specs, member_job
+from workers.teacher.imports.imported_specs import (
+    check_classes,
+    check_content,
+    check_member,
+    check_options,
+    check_views,
+    find_imported,
+    is_normalised,
+)
 from workers.teacher.plan_checks import check_levels, check_networks, identify, smoke_run
 from workers.teacher.preflight.report import PreflightReport
 from workers.teacher.recorded_preflight import run_recorded_preflight, warn
@@ -91,8 +101,8 @@ def plan_caches(
         )
         for teacher in job.all_teachers
     ]
-    check_levels(job, [each.report for each in examined], emit)
-    classes = examined[0].known.classes
+    check_levels(job, emit, is_normalised=any(each.is_normalised for each in examined))
+    classes = examined[0].classes
     if not train.class_names:  # the teachers have told their number
         check_networks(job, train.numbered(classes), folders, emit)
     check_encoding(job.cache.encoding, classes)
@@ -101,12 +111,15 @@ def plan_caches(
         split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
         for split, found in data.items()
     }
+    for each in examined:
+        check_content(each.imported, facts)
     members = _members(job, examined, facts) if job.teachers else ()
     if members:
         own = [member.caches for member in members]
         caches = combined_specs(job, own, [member.weight for member in members], facts)
     else:
-        caches = cache_specs(job, examined[0].known, facts)
+        caches = examined[0].caches(job, facts)
+        warn(_unmeasured(caches, facts), emit)
     methods = tuple(method for method in job.methods if method.expand().needs_teacher)
     check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
@@ -119,16 +132,55 @@ def plan_caches(
         guard=check if caches["train"].is_lossy and not job.evaluate else None,
         members=members,
         combine=job.combine,
+        fingerprints={}
+        if caches.keys() == facts.keys()
+        else {split: known.fingerprint for split, known in facts.items()},
     )
 
 
 class _Examined(NamedTuple):
-    """A teacher that has passed its preflight, and the forward passes that this took now."""
+    """A teacher that has passed its preflight, or imported logits.
+
+    Attributes:
+        known: what its caches are known by; None of imported ones.
+        imported: caches by split; none of a teacher.
+        classes: of the dataset.
+        is_normalised: the level of its logits is lost to a softmax.
+        forwards: passes that the preflight took now.
+    """
 
     teacher: TeacherSpec
-    known: KnownTeacher
-    report: PreflightReport
-    forwards: int
+    known: KnownTeacher | None
+    imported: Mapping[Split, CacheSpec]
+    classes: int
+    is_normalised: bool
+    forwards: int = 0
+
+    def caches(self, job: Plan, facts: Mapping[Split, KnownSplit]) -> dict[Split, CacheSpec]:
+        """Specifications of its caches; imported ones are those that there are."""
+        if self.known is not None:
+            return cache_specs(job, self.known, facts)
+        return {split: spec for split, spec in self.imported.items() if split in facts}
+
+
+def _imported(job: JobSpec, teacher: TeacherSpec, train: Dataset, folders: Folders) -> _Examined:
+    """Imported logits as a teacher of the job."""
+    if not job.teachers:
+        check_options(job)
+    found = find_imported(teacher.caches, folders.caches)
+    check_views(found, job.views)
+    check_classes(found, train.classes)
+    return _Examined(teacher, None, found, found["train"].classes, is_normalised(found["train"]))
+
+
+def _unmeasured(caches: Collection[Split], facts: Collection[Split]) -> list[str]:
+    without = [split for split in facts if split not in caches]
+    if not without:
+        return []
+    return [
+        f"no logits of the {' and '.join(without)} split were imported: students are measured there, and their "
+        "agreement with a teacher is not"
+    ]
 
 
 def _examine(
@@ -140,7 +192,12 @@ def _examine(
     emit: Emit,
     run_preflight: Callable[..., tuple[PreflightReport, int]],
 ) -> _Examined:
-    """Try a teacher on noise and on the data; the output's name is given from here on: a cache is known by it."""
+    """Try a teacher on noise and on the data; the output's name is given from here on: a cache is known by it.
+
+    Of imported logits nothing is run: they were judged when they came.
+    """
+    if member.caches:
+        return _imported(job, member.alone, train, folders)
     teacher = identify(member.alone)
     smoke_run(teacher, train, folders, emit)
     warn(thumbnail_warnings(job.dataset, teacher.preprocessing.size), emit)
@@ -156,16 +213,16 @@ def _examine(
         columns=report.columns,
         inputs=teacher.input_values,
     )
-    return _Examined(teacher, known, report, forwards)
+    return _Examined(teacher, known, {}, report.classes, report.normalised, forwards)
 
 
 def _members(job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, KnownSplit]) -> tuple[MemberPlan, ...]:
     """Several teachers with their own caches, those of a job of each alone."""
     alone = member_job(job)
+    for each in examined:
+        check_member(each.imported, facts)
     return tuple(
-        MemberPlan(
-            teacher=each.teacher, weight=given.weight, name=given.name, caches=cache_specs(alone, each.known, facts)
-        )
+        MemberPlan(teacher=each.teacher, weight=given.weight, name=given.name, caches=each.caches(alone, facts))
         for each, given in zip(examined, job.teachers, strict=True)
     )
 
