@@ -40,8 +40,9 @@ def options_of(fields: Mapping[str, str], queries: ApiQueries) -> ImportOptions:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"/{step}" for step in first["loc"])
+        what = f"the field {first['loc'][0]!r}" if first["loc"] else "the upload"
         message = first["msg"].removeprefix("Value error, ")
-    raise InvalidRequest(f"the fields of the upload cannot be used: {message}", f"#{where}")
+    raise InvalidRequest(f"{what} cannot be used: {message}", f"#{where}")
 
 
 def _dataset(text: str, queries: ApiQueries) -> object:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from workers.errors import InvalidLogits
-from workers.teacher.imports.reading_child import VIEWS_MAX, Target, check_float, check_names, to_float32, to_int32
+from workers.teacher.imports.reading_child import check_float, check_names, to_float32, to_int32
+from workers.teacher.imports.target import VIEWS_MAX, Target
 from workers.texts import shortened
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ Legend: V views, N samples, K columns (classes, or the k of top-k).
 
 import io
 import math
-import mmap
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from tokenize import TokenError
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from workers.errors import InvalidLogits
+from workers.teacher.imports.target import Target
 from workers.texts import shortened
 
-VIEWS_MAX = 10_000
 _PIECE_BYTES = 4 << 20
 # Of all ids of a file, as the file has them.
 _IDS_MAX_BYTES = 1 << 28
@@ -32,60 +33,6 @@ FORMS = (
     "send an .npy of logits [views, samples, classes] or [samples, classes]; an .npz with `logits` and `sample_ids`, "
     "or with `values` and `indices` [samples, k] of top-k; or a Parquet file with these as columns"
 )
-
-
-class Target:
-    """Mapped file that receives the values, then the indices of top-k, then the ids.
-
-    Args:
-        descriptor: of the file, ``bytes_max`` long.
-    """
-
-    def __init__(self, descriptor: int, bytes_max: int) -> None:
-        self._descriptor, self._bytes_max = descriptor, bytes_max
-        self.values_RK: NDArray[np.float32]
-        self.indices_RK: NDArray[np.int32] | None = None
-        self._ids: Sequence[str] | None = None
-        self._shape: tuple[int, int, int]
-
-    def allocate(self, shape: tuple[int, int, int], ids: Sequence[str] | None, *, is_top_k: bool) -> None:
-        """Map room for values [V, N, K] as float32, for as many int32 indices if they are top-k, and for the ids.
-
-        Raises:
-            InvalidLogits: they are empty, or do not fit.
-        """
-        views, samples, columns = shape
-        if not (1 <= views <= VIEWS_MAX and samples >= 1 and columns >= 1):
-            raise InvalidLogits(
-                f"the logits have the shape {list(shape)}, [views, samples, classes]: none may be empty"
-            )
-        blob = b"" if ids is None else b"".join(_encoded(each) + b"\0" for each in ids)
-        cells = math.prod(shape)
-        size = cells * (8 if is_top_k else 4) + len(blob)
-        if size > self._bytes_max:
-            raise InvalidLogits(
-                f"the logits {list(shape)} take {size} bytes as float32, at most {self._bytes_max} are allowed "
-                "(RETORT_LOGITS_MAX_BYTES): send top-k, or fewer views"
-            )
-        memory = mmap.mmap(self._descriptor, size)
-        rows = views * samples
-        self.values_RK = np.frombuffer(memory, np.float32, cells).reshape(rows, columns)
-        if is_top_k:
-            self.indices_RK = np.frombuffer(memory, np.int32, cells, 4 * cells).reshape(rows, columns)
-        memory[size - len(blob) :] = blob
-        self._shape, self._ids, self._ids_bytes = shape, ids, len(blob)
-
-    def answer(self, dtype: np.dtype[Any]) -> dict[str, JsonValue]:
-        """Description of what lies in the file; ``dtype`` is that of the upload's values."""
-        views, samples, columns = self._shape
-        return {
-            "views": views,
-            "samples": samples,
-            "columns": columns,
-            "is_top_k": self.indices_RK is not None,
-            "ids_bytes": None if self._ids is None else self._ids_bytes,
-            "dtype": "float16" if dtype.itemsize == 2 else "float32",
-        }
 
 
 def answer(path: str, descriptor: int, bytes_max: int) -> JsonValue:
@@ -107,13 +54,20 @@ def answer(path: str, descriptor: int, bytes_max: int) -> JsonValue:
         raise InvalidLogits(f"the file is none of npy, npz and Parquet, by its first bytes: {FORMS}")
     except InvalidLogits as error:
         return {"error": str(error)}
+    except (ValueError, ArithmeticError, LookupError, TypeError, OSError, struct.error) as error:
+        return {"error": f"the file of logits is damaged ({type(error).__name__}: {shortened(str(error))})"}
 
 
 class _Header(NamedTuple):
-    """Header of an array in numpy's format."""
+    """Header of an array in numpy's format.
+
+    Attributes:
+        is_fortran: whether the first axis moves fastest, as that of an array whose columns were chosen.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    is_fortran: bool
 
 
 def _read_npy(file: IO[bytes], target: Target) -> JsonValue:
@@ -170,13 +124,11 @@ def _header(stream: IO[bytes], what: str) -> _Header:
             (2, 0): np.lib.format.read_array_header_2_0,
         }
         shape, is_fortran, dtype = readers[version](stream, max_header_size=_HEADER_MAX)
-    except (ValueError, KeyError) as error:
+    except (ValueError, LookupError, SyntaxError, TypeError, RecursionError, TokenError) as error:
         raise InvalidLogits(f"{what} cannot be read: the header is not numpy's ({shortened(str(error))})") from error
     if dtype.hasobject or dtype.fields is not None:
         raise InvalidLogits(f"{what} holds Python objects, which are not read: save numbers, or text for ids")
-    if is_fortran and len(shape) > 1:
-        raise InvalidLogits(f"{what} is in Fortran order: save numpy.ascontiguousarray of it")
-    return _Header(shape, dtype)
+    return _Header(shape, dtype, is_fortran and len(shape) > 1)
 
 
 def _three(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -197,10 +149,32 @@ def check_float(dtype: np.dtype[Any], what: str) -> None:
 def copy_values(stream: IO[bytes], header: _Header, values_RK: NDArray[np.float32], what: str) -> None:
     """Copy an array to rows of float32, piece by piece."""
     check_float(header.dtype, what)
-    start = 0
-    for piece in _pieces(stream, header, values_RK.shape[1], what):
-        values_RK[start : start + len(piece)] = to_float32(piece, what, first=start)
-        start += len(piece)
+    _copy(stream, header, values_RK, what, convert=lambda piece, first: to_float32(piece, what, first=first))
+
+
+def _copy(
+    stream: IO[bytes],
+    header: _Header,
+    target_RK: NDArray[Any],
+    what: str,
+    *,
+    convert: Callable[[NDArray[Any], int], NDArray[Any]],
+) -> None:
+    """Copy an array to the target; ``convert`` gets rows and the number of the first of them."""
+    rows, columns = target_RK.shape
+    if not header.is_fortran:
+        start = 0
+        for piece in _pieces(stream, header, columns, what):
+            target_RK[start : start + len(piece)] = convert(piece, start)
+            start += len(piece)
+        return
+    # Column after column, of each the samples, and of each of those the views.
+    views = header.shape[0] if len(header.shape) == 3 else 1
+    column = 0
+    for piece in _pieces(stream, header, rows, what):
+        for values_NV in piece.reshape(len(piece), -1, views):
+            target_RK[:, column] = convert(values_NV.T.reshape(-1, 1), 0)[:, 0]
+            column += 1
 
 
 def to_float32(values_RK: NDArray[Any], what: str, first: int) -> NDArray[np.float32]:
@@ -219,10 +193,7 @@ def to_float32(values_RK: NDArray[Any], what: str, first: int) -> NDArray[np.flo
 def _copy_indices(stream: IO[bytes], header: _Header, indices_RK: NDArray[np.int32]) -> None:
     if header.dtype.kind not in "iu":
         raise InvalidLogits(f"the indices are {header.dtype}: save the numbers of classes as integers")
-    start = 0
-    for piece in _pieces(stream, header, indices_RK.shape[1], "the indices"):
-        indices_RK[start : start + len(piece)] = to_int32(piece)
-        start += len(piece)
+    _copy(stream, header, indices_RK, "the indices", convert=lambda piece, _: to_int32(piece))
 
 
 def to_int32(indices_RK: NDArray[Any]) -> NDArray[np.int32]:
@@ -233,7 +204,7 @@ def to_int32(indices_RK: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def _pieces(stream: IO[bytes], header: _Header, columns: int, what: str) -> Iterator[NDArray[Any]]:
-    """Rows [r, K] of an array, a few megabytes at a time."""
+    """Pieces [r, columns] of an array, a few megabytes each."""
     rows = math.prod(header.shape) // columns
     row_bytes = columns * header.dtype.itemsize
     step = max(1, _PIECE_BYTES // row_bytes)
@@ -270,15 +241,3 @@ def _ids(stream: IO[bytes], header: _Header, *, samples: int) -> list[str]:
         return [each.decode() if isinstance(each, bytes) else str(each) for each in values]
     except ValueError as error:
         raise InvalidLogits("a sample id is no text (UTF-8)") from error
-
-
-def _encoded(id: str) -> bytes:
-    try:
-        encoded = id.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        encoded = b"\0"
-    if b"\0" in encoded:
-        raise InvalidLogits(
-            f"the sample id {shortened(repr(id))} holds a character that none has (NUL, half a surrogate pair)"
-        )
-    return encoded
