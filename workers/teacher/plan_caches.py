@@ -170,7 +170,14 @@ def _imported(job: JobSpec, teacher: TeacherSpec, train: Dataset, folders: Folde
     found = find_imported(teacher.caches, folders.caches)
     check_views(found, job.views)
     check_classes(found, train.classes)
-    return _Examined(teacher, None, found, found["train"].classes, is_normalised(found["train"]))
+    train_spec = found["train"]
+    return _Examined(
+        teacher=teacher,
+        known=None,
+        imported=found,
+        classes=train_spec.classes,
+        is_normalised=is_normalised(train_spec),
+    )
 
 
 def _unmeasured(caches: Collection[Split], facts: Collection[Split]) -> list[str]:
@@ -213,7 +220,14 @@ def _examine(
         columns=report.columns,
         inputs=teacher.input_values,
     )
-    return _Examined(teacher, known, {}, report.classes, report.normalised, forwards)
+    return _Examined(
+        teacher=teacher,
+        known=known,
+        imported={},
+        classes=report.classes,
+        is_normalised=report.normalised,
+        forwards=forwards,
+    )
 
 
 def _members(job: JobSpec, examined: Sequence[_Examined], facts: Mapping[Split, KnownSplit]) -> tuple[MemberPlan, ...]:

@@ -9,7 +9,7 @@ from service.client.errors import ApiProblem
 from tests.support.processes import Processes, job_of, weights_of
 
 pytest_plugins = ["tests.support.service_fixtures"]
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DIGITS = {"kind": "digits"}
 
 

@@ -1,8 +1,6 @@
 """Imports of logits: files as people have them, rows matched by id, what is refused, and top-k."""
 
 import io
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,12 +175,3 @@ def test_an_upload_is_read_confined_and_imported_in_a_process_of_its_own(place: 
     assert made.accuracy is not None
     with pytest.raises(InvalidLogits, match="no sample ids"):
         import_in_process(place.task(read), 120)
-
-
-def test_the_child_that_reads_uploads_loads_no_store() -> None:
-    code = (
-        "import sys, workers.teacher.imports.reading_child, workers.teacher.imports.parquet_child;"
-        "print(*{'store', 'zarr', 'torch'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert not done.stdout.strip()

@@ -84,7 +84,7 @@ def _spec(options: ImportOptions, upload: UploadedLogits, dataset: Dataset, sour
     """
     encoding = _encoding(options, upload, source.classes)
     dtype = "float32" if encoding != "dense" else options.dtype or ("float16" if upload.is_top_k else upload.dtype)
-    header = {"format": "retort-logits-1", "shape": [upload.views, dataset.samples, source.classes]}
+    header: JsonValue = {"format": "retort-logits-1", "shape": [upload.views, dataset.samples, source.classes]}
     digest = hashlib.sha256(canonical_json(header))
     largest = 0.0
     for logits_BC in source.pieces(dataset.samples):
@@ -126,7 +126,7 @@ def _encoding(options: ImportOptions, upload: UploadedLogits, classes: int) -> E
 def _write(task: ImportTask, spec: CacheSpec, dataset: Dataset, source: ImportedRows, *, judged: Judgement) -> bool:
     """Write, finish and pin the cache; returns whether it was not complete before."""
     options, root = task.options, task.folders.caches
-    provenance = {
+    provenance: dict[str, JsonValue] = {
         IMPORTED: {
             "source": options.source,
             "file_sha256": task.sha256,

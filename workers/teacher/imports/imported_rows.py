@@ -8,6 +8,7 @@ Legend: N samples, K columns of the upload, B rows of a piece, C classes of the 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ _SUM_TOLERANCE = 0.01
 _TOP_K_KINDS: tuple[OutputKind, ...] = ("log_probabilities", "probabilities", "percent")
 
 Rows = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class ImportedRows:
                 yield self.take(view, np.arange(start, min(start + step, samples)))
 
 
-def _pieces(values_RK: Rows) -> Iterator[Rows]:
+def _pieces(values_RK: NDArray[Number]) -> Iterator[NDArray[Number]]:
     step = max(1, _CELLS // values_RK.shape[1])
     for start in range(0, len(values_RK), step):
         yield np.array(values_RK[start : start + step])
