@@ -11,6 +11,7 @@ Legend: B rows of a piece, C classes of the dataset.
 import hashlib
 
 import numpy as np
+from pydantic import JsonValue
 
 from store import CacheSpec, CacheWriter, Catalog, Encoding, SparseEncoding
 from store.spec import canonical_json
