@@ -11,6 +11,7 @@ API_PREFIX = "/v1"
 DOCS_PATH = "/docs"
 REDOC_PATH = "/redoc"
 UPLOAD_PATH = f"{API_PREFIX}/teachers"
+IMPORT_PATH = f"{API_PREFIX}/caches"
 # Asked by load balancers and supervisors, which have no key and must not be kept waiting.
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.

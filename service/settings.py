@@ -48,6 +48,7 @@ class Settings(BaseSettings):
             caller; None believes nobody.
         teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx.check`` reads no
             larger one.
+        logits_max_bytes: the largest file of logits that is imported, and the most bytes of its rows as float32.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
         upload_stall_s: an upload that brings less than a MiB in so long is given up.
         send_stall_s: a connection whose client takes less than 64 KiB of what waits for it in so long is closed.
         inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it.
+        import_timeout_s: how long importing logits may take once they have come, decoding the dataset included.
         event_poll_s: how often an event stream looks for new rows.
         keep_alive_s: after so long without an event a stream sends a comment.
         heartbeat_max_age_s: an engine that has been silent for longer counts as gone.
@@ -112,6 +114,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     teacher_max_bytes: Annotated[int, Field(ge=0, le=TEACHER_MAX_BYTES)] = GiB
+    logits_max_bytes: SizeBytes = 4 * GiB
     body_max_bytes: SizeBytes = MiB
     caches_max_bytes: SizeBytes = 0
     jobs_max_age_days: Days = 0.0
@@ -136,6 +139,7 @@ class Settings(BaseSettings):
     send_stall_s: Seconds = 60.0
     upload_stall_s: Seconds = 60.0
     inspect_timeout_s: Seconds = 60.0
+    import_timeout_s: Seconds = 3600.0
     event_poll_s: Seconds = 0.3
     keep_alive_s: Seconds = 15.0
     heartbeat_max_age_s: Seconds = 30.0

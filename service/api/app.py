@@ -27,6 +27,7 @@ from service.api.routes import (
     added_runs,
     bad_pictures,
     cache_exports,
+    cache_imports,
     caches,
     catalog,
     curves,
@@ -51,7 +52,7 @@ from service.api.routes import (
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.db.webhook_outbox import WebhookOutbox
-from service.paths import API_PREFIX, DOCS_PATH, REDOC_PATH, UPLOAD_PATH
+from service.paths import API_PREFIX, DOCS_PATH, IMPORT_PATH, REDOC_PATH, UPLOAD_PATH
 from service.settings import Settings
 from service.version import service_version
 from service.webhooks.dispatcher import WebhookDispatcher
@@ -95,9 +96,14 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     silence_s, upload_s = settings.body_stall_s, settings.upload_stall_s
     body = settings.body_max_bytes, Pace(silence_s, silence_s, BODY_BYTES_PER_S)
-    upload = settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES, Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
+    pace = Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
+    uploads = {UPLOAD_PATH: settings.teacher_max_bytes, IMPORT_PATH: settings.logits_max_bytes}
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, default=body, paths={UPLOAD_PATH: upload})
+    app.add_middleware(
+        BodyLimit,
+        default=body,
+        paths={path: (most + UPLOAD_EXTRA_BYTES, pace) for path, most in uploads.items()},
+    )
     app.add_middleware(ResponseCache, version=context.version)
     app.add_middleware(
         AdmissionMiddleware,
@@ -116,7 +122,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
     of_jobs = (jobs, added_runs, reports, curves, temperatures, runs, extensions, gallery, run_logs)
     modules = (
-        *(teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports),
+        *(teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports, cache_imports),
         *(*of_jobs, job_control, deletions, events, webhooks, gc, keys),
     )
     for router in (metrics.router, *(module.router for module in modules)):

@@ -13,7 +13,7 @@ from service.api.schemas.costs import BreakEven, CacheCost, Cost, ForwardsCost, 
 from service.db.database import Database
 from service.db.models import JobRecord, TeacherRecord
 from service.db.states import LIVE
-from service.estimates.caches import ExpectedCache, ExpectedCaches, expected_caches, expected_combination
+from service.estimates.caches import CachesOf, ExpectedCache, ExpectedCaches, expected_caches, expected_combination
 from service.estimates.history import read_measured
 from service.estimates.measured import MeasuredTimes, pictures_of_plan
 from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate, rate_of_several
@@ -49,7 +49,7 @@ def cost_of(checked: CheckedJob, context: Context) -> Cost:
         samples=samples,
         caches=[
             *(
-                _cache(cache, teacher.record.id)
+                _cache(cache, teacher.record.id or None)
                 for teacher, each in zip(checked.teachers, by_teacher, strict=True)
                 for cache in each.caches
             ),
@@ -77,7 +77,9 @@ def _expected(checked: CheckedJob, context: Context) -> tuple[list[ExpectedCache
     return expected_combination(checked.plan, weighted, checked.source, datasets=datasets, catalog=catalog)
 
 
-def _known(checked: CheckedTeacher, job: CheckedJob) -> KnownTeacher:
+def _known(checked: CheckedTeacher, job: CheckedJob) -> CachesOf:
+    if checked.caches:
+        return checked.caches
     teacher = checked.record
     return KnownTeacher(
         sha256=teacher.sha256,
@@ -91,7 +93,7 @@ def _known(checked: CheckedTeacher, job: CheckedJob) -> KnownTeacher:
 
 
 def _cache(cache: ExpectedCache, teacher: str | None) -> CacheCost:
-    """Document of a cache; ``teacher`` is None of a combined one."""
+    """Document of a cache; ``teacher`` is None of a combined one, and of imported logits."""
     names = CacheCost.model_fields.keys() - {"teacher"}
     return CacheCost(teacher=teacher, **{name: getattr(cache, name) for name in names})
 

@@ -4,19 +4,21 @@ The preflight finds the rest when the job starts: a truncated picture, the teach
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.api.dependencies import Context
+from service.api.schemas.job_teachers import TeacherChoice
 from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import DATASET, ApiQueries
-from service.db.job_teachers import ChosenTeacher
+from service.db.job_teachers import ChosenTeacher, imported_record
 from service.db.models import TeacherRecord
 from service.errors import InvalidRequest
-from service.estimates.caches import known_class_names
+from service.estimates.caches import known_class_names, known_splits
 from service.settings import Settings
 from service.webhooks.allowed import WebhookRefused
+from store import CacheSpec
 from workers.config.cache import check_encoding
 from workers.config.combination import check_count
 from workers.config.dataset import DatasetSpec
@@ -28,12 +30,25 @@ from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
 from workers.data.kinds.base import Source
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
+from workers.events import Split
 from workers.onnx.inputs import Scalar
 from workers.onnx.inspection import inspect_in_subprocess
 from workers.onnx.teacher_graph import class_count
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 from workers.teacher.class_columns import ClassColumns, match_classes
+from workers.teacher.imports.imported_specs import (
+    IMPORTED,
+    check_classes,
+    check_content,
+    check_member,
+    check_options,
+    check_views,
+    find_imported,
+)
+
+# Of a job's teacher.
+NAME_MAX = 200
 
 
 @dataclass(frozen=True)
@@ -42,11 +57,13 @@ class CheckedTeacher:
 
     Attributes:
         classes: how the dataset's classes lie in the teacher's output; None where the names are not known yet.
+        caches: of imported logits, by split; empty for a classifier.
     """
 
     record: TeacherRecord
     weight: float
     classes: ClassColumns | None
+    caches: Mapping[Split, CacheSpec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,25 +118,38 @@ def check_run_count(plan: Plan, settings: Settings) -> None:
 def _check_teachers(request: JobRequest) -> None:
     if not request.choices:
         raise InvalidRequest(
-            "Field required: the id of a teacher, or `teachers` for a combination of several", "#/teacher"
+            "Field required: the id of a teacher, `teachers` for a combination of several, or `caches` of imported "
+            "logits",
+            "#/teacher",
         )
-    if request.teacher and request.teachers:
-        raise InvalidRequest("the job has `teacher` and `teachers`: leave one of them out", "#/teacher")
-    ids = [choice.id for choice in request.choices]
+    given = [name for name in ("teacher", "teachers", "caches") if getattr(request, name)]
+    if len(given) > 1:
+        raise InvalidRequest(f"the job has `{given[0]}` and `{given[1]}`: leave one of them out", f"#/{given[0]}")
+    ids = [choice.id or tuple(sorted(choice.caches.items())) for choice in request.choices]
     if twice := next((id for id in ids if ids.count(id) > 1), None):
         raise InvalidRequest(f"teachers names {twice} twice: give it one larger `weight`", "#/teachers")
     check_count(len(request.teachers), combines=request.combine is not None)
 
 
 def find_teachers(request: JobRequest, context: Context) -> tuple[ChosenTeacher, ...]:
-    """The teachers of a request, each as ``find_teacher`` finds it."""
+    """The teachers of a request, each as ``find_teacher`` finds it; imported logits as ``find_imported`` does."""
     return tuple(
         ChosenTeacher(
             find_teacher(choice.id, context, f"#/teachers/{number}/id" if request.teachers else "#/teacher"),
             choice.weight,
         )
+        if choice.id is not None
+        else _find_logits(choice, context)
         for number, choice in enumerate(request.choices)
     )
+
+
+def _find_logits(choice: TeacherChoice, context: Context) -> ChosenTeacher:
+    caches = find_imported(choice.caches, context.settings.caches_dir)
+    told = context.catalog.get(caches["train"].key).provenance.get(IMPORTED)
+    source = str(told.get("source", "")) if isinstance(told, dict) else ""
+    name = source[:NAME_MAX] or f"imported logits {caches['train'].key[:12]}"
+    return ChosenTeacher(imported_record(name, caches["train"]), choice.weight, caches)
 
 
 def find_teacher(id: str, context: Context, place: str) -> TeacherRecord:
@@ -167,8 +197,10 @@ def check_plan(plan: Plan, teachers: Sequence[ChosenTeacher], settings: Settings
         # Rows of a holdout are left out when the data are decoded: only then it is known how many they are.
         check_full_batch(source.samples["train"], plan.training.batch_size)
     names = known_class_names(source, settings.datasets_dir)
+    for each in teachers:
+        _check_logits(plan, each, source, settings, is_alone=len(teachers) == 1)
     checked = tuple(
-        CheckedTeacher(each.record, each.weight, _match_classes(each.record, source, names, settings))
+        CheckedTeacher(each.record, each.weight, _match_classes(each.record, source, names, settings), each.caches)
         for each in teachers
     )
     check_encoding(plan.cache.encoding, source.classes or classes_of(teachers[0].record) or 0)
@@ -179,6 +211,19 @@ def check_plan(plan: Plan, teachers: Sequence[ChosenTeacher], settings: Settings
         for student in plan.all_students:
             check_image_side(student.name, min(size))
     return CheckedJob(plan, checked, source, class_names=names)
+
+
+def _check_logits(plan: Plan, chosen: ChosenTeacher, source: Source, settings: Settings, *, is_alone: bool) -> None:
+    """Refuse imported logits that are not those of the plan's pictures; nothing of a classifier. Raises InvalidJob."""
+    if not chosen.caches:
+        return
+    if is_alone:
+        check_options(plan)
+    else:
+        check_member(chosen.caches, plan.splits(source.splits))
+    check_views(chosen.caches, plan.views)
+    check_classes(chosen.caches, source.classes)
+    check_content(chosen.caches, known_splits(plan, source, settings.datasets_dir))
 
 
 def classes_of(teacher: TeacherRecord) -> int | None:

@@ -37,7 +37,8 @@ def summarise(row: JobRecord, counts: Mapping[State, int]) -> JobSummary:
         teacher=row.teacher_id,
         teacher_sha256=row.teacher["sha256"],
         teachers=[
-            JobTeacher(**{name: each.get(name) for name in JobTeacher.model_fields}) for each in members_of(row.teacher)
+            JobTeacher(**{name: each.get(name) or None for name in JobTeacher.model_fields})
+            for each in members_of(row.teacher)
         ],
         caches=row.caches,
         teacher_forwards=forwards(row),

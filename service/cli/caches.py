@@ -15,9 +15,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
-from service.cli.base import CommandFailed, session
+from service.cli.base import BadInput, CommandFailed, parse_json, session
 from service.cli.cache_sources import CacheSource, FolderCaches, ServiceCaches
-from service.cli.resources import PANEL
+from service.cli.resources import PANEL, OutputKindName, json_object, names_of
 from service.client.transport import Document
 from service.paths import EXPORT_SUFFIXES
 
@@ -119,7 +119,7 @@ def unpin_cache(context: typer.Context, key: KeyArgument) -> None:
 
 @cache.command("delete")
 def delete_cache(context: typer.Context, key: KeyArgument) -> None:
-    """Delete a cache; the next job that wants it runs the teacher again."""
+    """Delete a cache; the next job that wants it runs the teacher again. Imported logits are gone."""
     with _source(context) as source:
         source.delete(source.resolve(key))
 
@@ -143,6 +143,70 @@ def export_cache(
     size_bytes = path.stat().st_size
     document = {"key": whole, "path": str(path), "size_bytes": size_bytes}
     session(context).show(document, lambda: Text(f"{path}: {render.size(size_bytes)}"))
+
+
+@cache.command("import")
+def import_cache(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)],
+    dataset: Annotated[str, typer.Option(metavar="NAME|ID|JSON|FILE", help="The dataset whose samples they are of.")],
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="Of the dataset.")] = "train",
+    source: Annotated[str, typer.Option(help="Where they come from, for people.")] = "",
+    in_order: Annotated[
+        bool, typer.Option("--in-order", help="Row k is sample k of the split; else rows are matched by sample ids.")
+    ] = False,
+    output_kind: Annotated[
+        OutputKindName | None, typer.Option(help="What the values are; told by them by default.")
+    ] = None,
+    class_names: Annotated[
+        str | None, typer.Option(metavar="JSON|FILE", help="Names of the columns: JSON, or a file with one a line.")
+    ] = None,
+    class_map: Annotated[
+        str | None,
+        typer.Option(metavar="JSON|FILE", help="Columns or names of classes that the dataset calls otherwise."),
+    ] = None,
+    views: Annotated[
+        str | None, typer.Option(metavar="JSON|FILE", help="The views of the jobs to come; plain pictures by default.")
+    ] = None,
+    validation: Annotated[
+        str | None, typer.Option(metavar="JSON|FILE", help="The holdout of these jobs, of split validation.")
+    ] = None,
+    dtype: Annotated[Literal["float16", "float32"] | None, typer.Option(help="Of the stored rows.")] = None,
+    encoding: Annotated[
+        str | None, typer.Option(metavar="NAME|JSON", help="dense, uint8, or JSON of a sparse one.")
+    ] = None,
+    accept_teacher: Annotated[
+        bool, typer.Option("--accept-teacher", help="Import them although their accuracy or class order is doubted.")
+    ] = False,
+) -> None:
+    """Import logits of a split, made anywhere, as a cache that jobs name in "caches".
+
+    FILE is npy, npz or Parquet: logits [views, samples, classes] with sample_ids, as export writes them, or values and
+    indices of top-k.
+    """
+    if context.find_object(Path) is not None:
+        raise BadInput("an import is checked by the service: leave --data-dir out")
+    options = session(context)
+    is_object = dataset.lstrip().startswith("{") or Path(dataset).suffix == ".json"
+    with options.client() as client:
+        made = client.import_cache(
+            file,
+            json_object(dataset, "--dataset") if is_object else dataset,
+            split=split,
+            source=source,
+            in_order=in_order,
+            output_kind=output_kind,
+            class_names=None if class_names is None else names_of(class_names),
+            class_map=None if class_map is None else json_object(class_map, "--class-map"),
+            views=None if views is None else json_object(views, "--views"),
+            validation=None if validation is None else json_object(validation, "--validation"),
+            dtype=dtype,
+            encoding=parse_json(encoding, "--encoding") if encoding and encoding.startswith("{") else encoding,
+            accept_teacher=accept_teacher,
+        )
+    for warning in made["warnings"]:
+        render.console(stderr=True).print(f"warning: {warning}")
+    options.show(made, lambda: Text(made["key"]))
 
 
 def _recompute(data_dir: Path, key: str, rows: int) -> Document:

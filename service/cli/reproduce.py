@@ -84,9 +84,24 @@ def fetch_bundle(client: Client, run_id: str) -> Document:
 def find_teachers(client: Client, bundle: Document) -> Document:
     """``teacher`` of a job that is posted again, or ``teachers``. Raises CommandFailed, as ``find_teacher``."""
     several = bundle.get("teachers")
-    if not several:
-        return {"teacher": find_teacher(client, bundle["teacher"])}
-    return {"teachers": [{"id": find_teacher(client, each), "weight": each["weight"]} for each in several]}
+    if several:
+        return {"teachers": [{**_choice(client, each), "weight": each["weight"]} for each in several]}
+    found = _choice(client, bundle["teacher"])
+    return found if "caches" in found else {"teacher": found["id"]}
+
+
+def _choice(client: Client, wanted: Document) -> Document:
+    """A teacher by its id, or imported logits by the keys of their caches, which have to be there."""
+    caches = wanted.get("caches")
+    if not caches:
+        return {"id": find_teacher(client, wanted)}
+    there = {cache["key"] for cache in client.caches() if cache["state"] == "complete"}
+    for split, key in caches.items():
+        if key not in there:
+            raise CommandFailed(
+                f"the logits {wanted['name']!r} of {split} are not there (cache {key}): import them again"
+            )
+    return {"caches": caches}
 
 
 def find_teacher(client: Client, wanted: Document) -> str:

@@ -101,8 +101,8 @@ def upload_teacher(
             output=output,
             data=data,
             output_kind=output_kind,
-            class_names=None if class_names is None else _names(class_names),
-            class_map=None if class_map is None else _object(class_map, "--class-map"),
+            class_names=None if class_names is None else names_of(class_names),
+            class_map=None if class_map is None else json_object(class_map, "--class-map"),
             input_values=_input_values(input or []) or None,
         )
     options.show(teacher, lambda: Text(teacher["id"]))
@@ -214,7 +214,7 @@ def students(context: typer.Context) -> None:
     options.show(found, lambda: render.table(headers, rows))
 
 
-def _names(text: str) -> Document | list[str]:
+def names_of(text: str) -> Document | list[str]:
     """Class names: JSON in the command line or a file, or a file with one in each line."""
     path = Path(text)
     content = text if text.lstrip().startswith(("[", "{")) else path.read_text() if path.is_file() else None
@@ -244,7 +244,7 @@ def _json(text: str, option: str) -> Any:  # noqa: ANN401  # JSON as it comes
         raise BadInput(f"{option} is not JSON: {error}") from None
 
 
-def _object(text: str, option: str) -> Document:
+def json_object(text: str, option: str) -> Document:
     """JSON object that is given in the command line itself, or as the name of its file."""
     if text.lstrip().startswith("{"):
         return parse_json(text, option)

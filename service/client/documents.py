@@ -370,6 +370,13 @@ class GcReport(TypedDocument):
     usage: GcUsage
 
 
+class ImportedCache(Cache):
+    """A cache of logits that were imported, and what was found about them."""
+
+    accuracy: float | None
+    warnings: list[str]
+
+
 class ErrorInfo(TypedDocument):
     """Error with which something failed."""
 
@@ -408,6 +415,7 @@ class JobTeacher(TypedDocument):
     name: str | None
     sha256: str
     weight: float
+    caches: dict[str, str] | None
 
 
 class TeacherForwards(TypedDocument):

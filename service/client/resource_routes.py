@@ -124,6 +124,68 @@ class ResourceRoutes:
         """Get a cache by its key, with its use."""
         return self._connection.typed("GET", f"/v1/caches/{path_part(key)}", documents.CacheDetail)
 
+    def import_cache(
+        self,
+        path: Path,
+        dataset: Mapping[str, object] | str,
+        *,
+        split: Literal["train", "validation", "test"] = "train",
+        source: str = "",
+        in_order: bool = False,
+        output_kind: str | None = None,
+        class_names: Sequence[str] | Mapping[str, str] | None = None,
+        class_map: Mapping[str, str | int] | None = None,
+        views: Mapping[str, object] | None = None,
+        validation: Mapping[str, object] | None = None,
+        dtype: Literal["float16", "float32"] | None = None,
+        encoding: Mapping[str, object] | str | None = None,
+        accept_teacher: bool = False,
+    ) -> documents.ImportedCache:
+        """Import logits from anywhere as a cache, for ``caches`` of a job; the same logits again are the same cache.
+
+        Args:
+            path: npy, npz or Parquet of ``logits`` [views, samples, classes] and ``sample_ids``, as ``export_cache``
+                writes it; or of top-k, ``values`` and ``indices``.
+            dataset: its id, name or description.
+            split: of the dataset, whose samples they are of.
+            source: where they come from, for people.
+            in_order: row k is sample k of the split; otherwise rows are matched by sample ids.
+            output_kind, class_names, class_map: as of ``upload_teacher``.
+            views: of the jobs that will use them; the plain pictures by default.
+            validation: of these jobs, if it cuts the split.
+            dtype, encoding: of the stored rows.
+            accept_teacher: import them although their accuracy or the order of their classes is doubted.
+        """
+        as_json = {
+            "dataset": None if isinstance(dataset, str) else dataset,
+            "class_names": class_names,
+            "class_map": class_map,
+            "views": views,
+            "validation": validation,
+            "encoding": None if isinstance(encoding, str) else encoding,
+        }
+        fields = {
+            "dataset": dataset if isinstance(dataset, str) else None,
+            "encoding": encoding if isinstance(encoding, str) else None,
+            "split": split,
+            "source": source or None,
+            "rows": "in_order" if in_order else None,
+            "output_kind": output_kind,
+            "dtype": dtype,
+            "accept_teacher": "true" if accept_teacher else None,
+        }
+        fields |= {field: json.dumps(value) for field, value in as_json.items() if value is not None}
+        with path.open("rb") as file:
+            return self._connection.typed(
+                "POST",
+                "/v1/caches",
+                documents.ImportedCache,
+                data={field: value for field, value in fields.items() if value is not None},
+                files={"file": (path.name, file, "application/octet-stream")},
+                timeout=LONG_S,
+                repeat=False,
+            )
+
     def verify_cache(self, key: str) -> documents.CacheReport:
         """Verify a cache: the service reads every checksum and statistic again, which takes long for a large one."""
         path = f"/v1/caches/{path_part(key)}/verify"

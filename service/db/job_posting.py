@@ -103,7 +103,8 @@ class JobPosting:
                 return known, False
             self.check_queue(session, key_id)
             for each in teachers:
-                existing(session, TeacherRecord, each.record.id)
+                if not each.caches:
+                    existing(session, TeacherRecord, each.record.id)
             job = _new_job(plan, teachers)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             job.tags, job.note, job.samples = list(tags) or None, note, samples
@@ -220,6 +221,8 @@ def _new_job(plan: Plan, teachers: Sequence[ChosenTeacher]) -> JobRecord:
         name=plan.name,
         teacher_id=teachers[0].record.id,
         teacher=document_of(teachers),
+        # Known from the beginning: nobody deletes them while the job waits.
+        caches=(teachers[0].keys or None) if len(teachers) == 1 else None,
         plan=plan.model_dump(mode="json"),
     )
 

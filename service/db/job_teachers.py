@@ -1,11 +1,12 @@
 """Teachers of a job's row: one, or several whose rows are combined.
 
 ``JobRecord.teacher`` is a copy of the first one's row; with several its ``members`` are copies of all, each with its
-``weight``. ``JobRecord.teacher_id`` is the first one's.
+``weight``. ``JobRecord.teacher_id`` is the first one's. Imported logits are a teacher without a row and an id: their
+copy has the keys of their ``caches``, and an empty id.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import select
@@ -13,25 +14,60 @@ from sqlalchemy.orm import Session
 
 from service.db.models import JobRecord, Json, TeacherRecord
 from service.db.states import LIVE
+from store import CacheSpec
+from workers.config.teacher import Preprocessing
+from workers.events import Split
 
 
 @dataclass(frozen=True)
 class ChosenTeacher:
-    """A teacher of a job, and its weight among several."""
+    """A teacher of a job, and its weight among several.
+
+    Attributes:
+        record: its row; of imported logits one that no table has, see ``imported_record``.
+        caches: of imported logits, by split; empty for a classifier.
+    """
 
     record: TeacherRecord
     weight: float = 1.0
+    caches: Mapping[Split, CacheSpec] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Keys of the caches of imported logits, by split."""
+        return {str(split): spec.key for split, spec in self.caches.items()}
+
+
+def imported_record(name: str, train: CacheSpec) -> TeacherRecord:
+    """Row of imported logits in the place of a teacher's; no table has it.
+
+    Args:
+        name: where they come from.
+        train: of the training split's cache.
+    """
+    return TeacherRecord(
+        id="",
+        name=name,
+        sha256=train.teacher_sha256,
+        size_bytes=0,
+        inputs=[],
+        outputs=[{"name": train.teacher_output, "dtype": train.dtype, "shape": [None, train.classes]}],
+        output=train.teacher_output,
+        preprocessing=Preprocessing().model_dump(mode="json"),
+        file_class_names=[],
+    )
 
 
 def document_of(teachers: Sequence[ChosenTeacher]) -> Json:
     """``JobRecord.teacher`` of a new job."""
-    first = _copy(teachers[0].record)
+    first = _copy(teachers[0])
     if len(teachers) == 1:
         return first
-    return {**first, "members": [{**_copy(each.record), "weight": each.weight} for each in teachers]}
+    return {**first, "members": [{**_copy(each), "weight": each.weight} for each in teachers]}
 
 
-def _copy(teacher: TeacherRecord) -> Json:
+def _copy(chosen: ChosenTeacher) -> Json:
+    teacher = chosen.record
     return {
         "id": teacher.id,
         "name": teacher.name,
@@ -39,6 +75,7 @@ def _copy(teacher: TeacherRecord) -> Json:
         "output": teacher.output,
         "preprocessing": teacher.preprocessing,
         **({"reading": teacher.reading} if teacher.reading else {}),
+        **({"caches": chosen.keys} if chosen.caches else {}),
     }
 
 
@@ -58,7 +95,7 @@ def name_of(names: Sequence[str]) -> str:
 def deleted_teachers(session: Session, job: JobRecord) -> list[str]:
     """Ids of the job's teachers that are there no more."""
     ids = [job.teacher_id, *(member["id"] for member in members_of(job.teacher) if "id" in member)]
-    return [id for id in dict.fromkeys(ids) if session.get(TeacherRecord, id) is None]
+    return [id for id in dict.fromkeys(ids) if id and session.get(TeacherRecord, id) is None]
 
 
 def live_users(session: Session, teacher_id: str) -> list[str]:

@@ -62,6 +62,8 @@ class _JobFacts:
         )
         self.batches = batch_numbers(plan)
         self.run_count = len(self.batches)
+        # Of imported logits nothing is inferred, of splits without any neither.
+        self.is_imported = bool(teacher.get("caches"))
         self.workload: Workload | None = None
         # Whether more was measured since the workload was computed.
         self.is_stale = True
@@ -228,7 +230,7 @@ class EtaKeeper:
                 cached = rows_of(facts.plan, job.samples).cached
                 facts.rows_to_infer = max(0, cached - sum(map(self._rows_of, known)))
                 facts.counted_by = job.stage, *known
-        to_infer = 0 if facts.identity in coming else facts.rows_to_infer
+        to_infer = 0 if facts.is_imported or facts.identity in coming else facts.rows_to_infer
         return JobNow(
             id=job.id,
             plan=facts.plan,

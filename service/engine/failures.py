@@ -22,7 +22,7 @@ def error_of(outcome: TaskOutcome) -> Json:
 def error_of_work(job: ActiveJob, id: str, outcome: TaskOutcome) -> Json:
     """Error of a run, or of the caches, as the API shows it, with what was tried against it."""
     error = error_of(outcome)
-    if id == CACHES and outcome.error_type in _ABOUT_TEACHER:
+    if id == CACHES and outcome.error_type in _ABOUT_TEACHER and job.record.teacher_id:
         name = job.record.teacher.get("name")
         error["message"] = f"teacher {name!r} ({job.record.teacher_id}): {error['message']}"
     tried = None

@@ -64,12 +64,14 @@ def job_spec(job: JobRecord, settings: Settings) -> JobSpec:
 
 
 def _teacher_spec(teacher: Json, settings: Settings) -> Json:
+    caches = teacher.get("caches")
     return {
-        "path": settings.teacher_path(teacher["sha256"]),
+        "path": settings.caches_dir / caches["train"] if caches else settings.teacher_path(teacher["sha256"]),
         "sha256": teacher["sha256"],
         "output": teacher["output"],
         "preprocessing": teacher["preprocessing"],
         **teacher.get("reading", {}),
+        **({"caches": caches} if caches else {}),
     }
 
 

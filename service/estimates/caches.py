@@ -24,6 +24,8 @@ from workers.events import Split
 from workers.teacher.cache_plan import KnownTeacher, cache_specs
 from workers.teacher.combined_cache import combined_specs, member_job
 
+# What the caches of a job are of: a teacher, or imported logits, whose caches are there.
+CachesOf = KnownTeacher | Mapping[Split, CacheSpec]
 # In the place of a fingerprint that is not known; a cache's size does not depend on it.
 _UNKNOWN = "0" * 64
 _STORED_KINDS: tuple[StoredKind, ...] = get_args(StoredKind)
@@ -73,12 +75,11 @@ class ExpectedCaches:
     known_by: str
 
 
-def expected_caches(
-    plan: Plan, teacher: KnownTeacher, source: Source, datasets: Path, catalog: Catalog
-) -> ExpectedCaches:
+def expected_caches(plan: Plan, teacher: CachesOf, source: Source, datasets: Path, catalog: Catalog) -> ExpectedCaches:
     """Look up the caches of a job.
 
     Args:
+        teacher: or the caches of imported logits, by split.
         source: the dataset, as it was examined.
         datasets: folder of the decoded datasets.
         catalog: of the caches.
@@ -89,7 +90,7 @@ def expected_caches(
 
 def expected_combination(
     plan: Plan,
-    teachers: Sequence[tuple[KnownTeacher, float]],
+    teachers: Sequence[tuple[CachesOf, float]],
     source: Source,
     datasets: Path,
     catalog: Catalog,
@@ -97,7 +98,7 @@ def expected_combination(
     """Look up the caches of a job of several teachers: those of each, and those that are combined of them.
 
     Args:
-        teachers: with their weights.
+        teachers: or caches of imported logits, with their weights.
     """
     looked, alone = _look_at_splits(plan, source, datasets), member_job(plan)
     members = [_look_up(alone, teacher, looked, catalog=catalog) for teacher, _ in teachers]
@@ -118,7 +119,7 @@ class _Splits(NamedTuple):
 
 def _look_at_splits(plan: Plan, source: Source, datasets: Path) -> _Splits:
     wanted = plan.splits(source.splits)
-    known = _known_splits(plan, source, datasets, wanted)
+    known = known_splits(plan, source, datasets)
     size = plan.dataset.picture_size or (0, 0)
     train = known.get("train")
     height, width = (train.height, train.width) if train is not None else size
@@ -133,15 +134,18 @@ def _look_at_splits(plan: Plan, source: Source, datasets: Path) -> _Splits:
 
 def _as_expected(plan: Plan, specs: Mapping[Split, CacheSpec], looked: _Splits, *, catalog: Catalog) -> ExpectedCaches:
     splits, known, exact = looked
-    shown = [split for split in splits if split != "train" or not plan.evaluate]
+    # Of imported logits some splits may have none.
+    shown = [split for split in splits if split in specs and (split != "train" or not plan.evaluate)]
     caches = tuple(_expected(split, specs[split], known, exact, catalog=catalog) for split in shown)
     is_known = all(split in known for split in shown)
     samples = {split: splits[split].samples for split in splits}
     return ExpectedCaches(caches, samples, len(exact) == len(splits), KNOWN if is_known else NOT_DECODED)
 
 
-def _look_up(plan: Plan, teacher: KnownTeacher, looked: _Splits, *, catalog: Catalog) -> dict[Split, CacheSpec]:
+def _look_up(plan: Plan, teacher: CachesOf, looked: _Splits, *, catalog: Catalog) -> dict[Split, CacheSpec]:
     """Specifications, of the kind of output with which caches are there: only running the teacher tells the kind."""
+    if not isinstance(teacher, KnownTeacher):
+        return dict(teacher)
     of_kind = [cache_specs(plan, teacher._replace(output_kind=kind), looked.splits) for kind in _STORED_KINDS]
     there = [sum(_is_there(specs[split], catalog) for split in specs if split in looked.known) for specs in of_kind]
     return of_kind[there.index(max(there))]
@@ -196,10 +200,10 @@ def _held_out(holdout: Holdout, count: int) -> int:
     return max(0, min(round(holdout.holdout * count), count - 1))
 
 
-def _known_splits(plan: Plan, source: Source, datasets: Path, wanted: Collection[Split]) -> dict[Split, KnownSplit]:
-    """Splits whose fingerprints are known."""
+def known_splits(plan: Plan, source: Source, datasets: Path) -> dict[Split, KnownSplit]:
+    """Splits that a job uses whose fingerprints are known."""
     key = source.key()
-    own = [split for split in wanted if split in source.samples]
+    own = [split for split in plan.splits(source.splits) if split in source.samples]
     found = {split: known for split in own if (known := known_split(datasets, key, split)) is not None}
     if plan.validation is not None and "train" in found:
         held_out = _known_holdout(plan.validation, found["train"], datasets)

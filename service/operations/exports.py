@@ -14,7 +14,7 @@ from service.paths import EXPORT_SUFFIXES
 from store import CacheSpec
 from store.export import ExportFormat, SampleFacts, export_cache
 from store.statistics import STATISTICS
-from workers.data.prepared import SubsetDataset, open_prepared
+from workers.data.prepared import open_prepared, row_ids
 from workers.errors import InvalidDataset
 from workers.files import file_sha256, replacing
 
@@ -86,11 +86,7 @@ def facts_of(datasets_dir: Path, spec: CacheSpec) -> SampleFacts | None:
         opened = open_prepared(datasets_dir, spec.dataset_fingerprint)
     except InvalidDataset:
         return None
-    ids = opened.sample_ids
-    if ids is not None:
-        return SampleFacts(ids, opened.labels_N)
-    rows = opened.rows_N.tolist() if isinstance(opened, SubsetDataset) else range(opened.samples)
-    return SampleFacts(list(map(str, rows)), opened.labels_N)
+    return SampleFacts(row_ids(opened), opened.labels_N)
 
 
 def export_bytes(spec: CacheSpec, format: ExportFormat, stored_bytes: int, facts: SampleFacts | None) -> int:

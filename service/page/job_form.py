@@ -106,8 +106,8 @@ class JobForm:
         self._report(self.document)
 
     def _choose_teacher(self, id: str | None) -> None:
-        """Set the teacher, in place of several that an old job had."""
-        for field in ("teachers", "combine") if id else ():
+        """Set the teacher, in place of several, or of imported logits, that an old job had."""
+        for field in ("teachers", "combine", "caches") if id else ():
             self.document.pop(field, None)
         self.set("teacher", id)
 

@@ -41,6 +41,7 @@ HOMES = {
         "workers/data/tables.py",
         "workers/data/table_columns.py",
         "workers/data/table_features.py",
+        "workers/teacher/imports/parquet_child.py",
     ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),
@@ -97,6 +98,7 @@ LIGHT = (
     "workers.onnx.versions",
     "workers.onnx.sandbox",
     "workers.onnx.smoke_test",
+    "workers.teacher.imports.importing",
     "workers.students",
     "workers.students.catalog",
     "service.api.app",
@@ -210,7 +212,10 @@ def test_the_engine_loads_ray_and_nothing_else_that_is_heavy() -> None:
 
 def test_confined_processes_load_no_store() -> None:
     """zarr imports CuPy where a machine has it, and CuPy fails where there is no temporary folder."""
-    children = ("workers.onnx.inspection", "workers.onnx.smoke_child", "workers.onnx.session_child")
+    children = (
+        *("workers.onnx.inspection", "workers.onnx.smoke_child", "workers.onnx.session_child"),
+        *("workers.teacher.imports.reading_child", "workers.teacher.imports.parquet_child"),
+    )
     code = f"import sys, {', '.join(children)}; print(*{{'store', 'zarr', 'torch'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
     assert not done.stdout.strip()

@@ -84,6 +84,7 @@ class TeacherIdentity(Spec):
         sha256: of the ONNX file.
         output: name of the output that holds the logits.
         reading: what a client has stated about the output and about other inputs.
+        caches: keys of the caches, where the logits were imported: then there is no file.
     """
 
     name: str = ""
@@ -91,6 +92,7 @@ class TeacherIdentity(Spec):
     output: str | None
     preprocessing: Preprocessing
     reading: TeacherReading = Field(TeacherReading(), exclude_if=lambda given: given == TeacherReading())
+    caches: dict[Split, str] = Field({}, exclude_if=lambda given: not given)
 
 
 class MemberIdentity(TeacherIdentity):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from workers.config.published_preprocessing import translated
+from workers.events import Split
 from workers.spec import AtMost, Positive, Real, Side, Size, Spec
 
 CHANNELS_MAX = 3
@@ -19,6 +20,7 @@ INPUTS_MAX = 16
 OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoid", "percent"]
 ClassName = Annotated[str, Field(max_length=1024)]  # a line of ImageNet's list, with all synonyms, has some hundred
 Column = Annotated[int, Field(strict=True, ge=0, lt=CLASSES_MAX)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # also the key of a cache
 # Of a scalar input of the graph.
 InputValue = Annotated[bool, Field(strict=True)] | Annotated[int, Field(strict=True)] | Real
 
@@ -142,18 +144,20 @@ class TeacherReading(Spec):
 
 
 class TeacherSpec(TeacherReading):
-    """An ONNX classifier on disk.
+    """An ONNX classifier on disk, or logits that were imported.
 
     Attributes:
-        path: the file.
-        sha256: of its bytes (64 hex digits); None lets the pipeline compute it.
+        path: the file; of imported logits the folder of the training split's cache.
+        sha256: of its bytes (64 hex digits); None lets the pipeline compute it. Of imported logits it is their digest.
         output: name of the output that holds the logits; None takes the only one.
+        caches: keys of the caches of imported logits, by split; empty for a classifier.
     """
 
     path: Path
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     output: str | None = None
     preprocessing: Preprocessing = Preprocessing()
+    caches: dict[Split, Sha256] = Field({}, exclude_if=lambda given: not given)
 
     @property
     def reading(self) -> TeacherReading:

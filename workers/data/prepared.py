@@ -14,6 +14,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -212,6 +213,14 @@ def open_prepared(work_dir: Path, fingerprint: str) -> Dataset:
         if not listed.is_dir():
             raise
     return open_folder(listed, fingerprint)
+
+
+def row_ids(dataset: Dataset) -> Sequence[str]:
+    """Id of each row: its own, or the number that it has in the split that it is cut from."""
+    if dataset.sample_ids is not None:
+        return dataset.sample_ids
+    rows = dataset.rows_N.tolist() if isinstance(dataset, SubsetDataset) else range(dataset.samples)
+    return list(map(str, rows))
 
 
 def folder_of(work_dir: Path, fingerprint: str, *, keeps_files: bool) -> Path:

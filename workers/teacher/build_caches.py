@@ -17,8 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from store import CacheCorrupt, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
-from workers.config.cached_augmentation import read_recipe
+from store import CacheCorrupt, CacheIncomplete, CacheSpec, CacheWriter, Catalog, Reservation, read_reference
 from workers.config.combination import Combination
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -29,7 +28,7 @@ from workers.teacher.cache_plan import CacheBuild, CachePlan, EncodingCheck
 from workers.teacher.cached_views import CachedViews
 from workers.teacher.combine import combine_blocks
 from workers.teacher.encoding_check import check_lossy_encoding
-from workers.teacher.inference import infer_here, inference_batch
+from workers.teacher.inference import infer_here, task_of
 from workers.teacher.sessions import Device
 
 
@@ -129,39 +128,22 @@ def missing_blocks(
         LossyCache: a method would learn something else from the training split's cache, see ``encoding_check``.
     """
     emit(Stage(stage="inference"))
-    task = functools.partial(_task_of, folders=folders, threads=threads, device=device, forwards=forwards_in)
+    task = functools.partial(task_of, folders=folders, threads=threads, device=device, forwards=forwards_in)
     judged_rows = 0
     if plan.guard is not None and not plan.members:
-        judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
+        if plan.teacher.caches:
+            _judge(plan.train_cache, plan.guard, folders, emit)
+        else:
+            judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
     for build in plan.builds:
+        if build.teacher is None and not build.members:
+            _take_imported(build.spec, folders, emit)
+            continue
         if build.teacher is None:
             yield from _combine(plan, build, task, folders, emit=emit, should_stop=should_stop)
             continue
         judged = judged_rows if build.spec == plan.train_cache else 0
         yield from _complete(task(build.spec, build.teacher), emit, should_stop, judged_rows=judged)
-
-
-def _task_of(
-    spec: CacheSpec,
-    teacher: TeacherSpec,
-    *,
-    folders: Folders,
-    threads: int,
-    device: Device,
-    forwards: Path | None,
-) -> InferenceTask:
-    """The task of inferring blocks of one cache, with a batch that suits the teacher and the data."""
-    dataset = prepared.open_prepared(folders.datasets, spec.dataset_fingerprint)
-    batch = inference_batch(teacher, dataset, spec.block_rows, read_recipe(spec.augmentation))
-    return InferenceTask(
-        folders=folders,
-        teacher=teacher,
-        spec=spec,
-        threads=threads,
-        device=device,
-        batch_size=batch,
-        forwards=forwards,
-    )
 
 
 def _complete(
@@ -198,8 +180,10 @@ def _combine(
     spec, started = build.spec, time.monotonic()
     if not CacheWriter(folders.caches, spec).is_complete:
         for member in build.members:
-            assert member.teacher is not None
-            yield from _complete(task(member.spec, member.teacher), emit, should_stop)
+            if member.teacher is None:
+                _take_imported(member.spec, folders, emit)
+            else:
+                yield from _complete(task(member.spec, member.teacher), emit, should_stop)
     with _in_turn(folders, spec, should_stop):
         writer = CacheWriter(folders.caches, spec)
         combine = functools.partial(
@@ -219,6 +203,14 @@ def _combine(
             writer.finish()
     _verify(folders, spec)
     _emit_ready(spec, 0, time.monotonic() - started, emit)
+
+
+def _take_imported(spec: CacheSpec, folders: Folders, emit: Emit) -> None:
+    """Verify an imported cache, which nothing here can complete. Raises CacheIncomplete; CacheCorrupt."""
+    if not CacheWriter(folders.caches, spec).is_complete:
+        raise CacheIncomplete(f"cache {spec.key[:12]} has lost logits that were imported: import them again")
+    _verify(folders, spec)
+    _emit_ready(spec, 0, 0.0, emit)
 
 
 def _emit_ready(spec: CacheSpec, rows_inferred: int, seconds: float, emit: Emit) -> None:

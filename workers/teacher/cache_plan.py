@@ -62,8 +62,8 @@ class CacheBuild(NamedTuple):
     """A cache that is to be completed: by its teacher, or of the rows of others.
 
     Attributes:
-        teacher: whose rows it holds; None for a combined cache.
-        members: that have to be complete before; none of one teacher's.
+        teacher: whose rows it holds; None for a combined cache, and an imported one.
+        members: that have to be complete before; none of one teacher's, and of an imported one.
     """
 
     spec: CacheSpec
@@ -83,6 +83,8 @@ class CachePlan(Spec):
         guard: the check of the training split's cache before most of it is inferred; None for a dense one.
         members: several teachers with their caches, which the job's own are combined of; none where there is one.
         combine: how; None is the mean of the logits.
+        fingerprints: of the splits that the job uses, where imported logits lack some: students are measured there,
+            and not compared with a teacher.
     """
 
     teacher: TeacherSpec
@@ -95,6 +97,7 @@ class CachePlan(Spec):
     evaluates: bool = False
     members: tuple[MemberPlan, ...] = Field((), exclude_if=lambda given: not given)
     combine: Combination | None = Field(None, exclude_if=lambda given: given is None)
+    fingerprints: dict[Split, str] = Field({}, exclude_if=lambda given: not given)
 
     @property
     def builds(self) -> tuple[CacheBuild, ...]:
@@ -108,9 +111,15 @@ class CachePlan(Spec):
 
     def _build(self, split: Split, spec: CacheSpec) -> CacheBuild:
         if not self.members:
-            return CacheBuild(spec, self.teacher)
-        members = tuple(CacheBuild(member.caches[split], member.teacher) for member in self.members)
+            return _own_build(spec, self.teacher)
+        members = tuple(_own_build(member.caches[split], member.teacher) for member in self.members)
         return CacheBuild(spec, None, members)
+
+    def fingerprint(self, split: Split) -> str | None:
+        """Fingerprint of a split that the job uses; None if it uses none."""
+        of_split = {"train": self.train_cache, "validation": self.validation_cache, "test": self.test_cache}
+        spec = of_split[split]
+        return self.fingerprints.get(split) if spec is None else spec.dataset_fingerprint
 
     @property
     def caches(self) -> tuple[CacheSpec, ...]:
@@ -142,8 +151,8 @@ class CachePlan(Spec):
             training=job.training.of_student(run.student.name),
             views=job.views_of(run),
             train_fingerprint=self.train_cache.dataset_fingerprint,
-            test_fingerprint=None if self.test_cache is None else self.test_cache.dataset_fingerprint,
-            validation_fingerprint=None if self.validation_cache is None else self.validation_cache.dataset_fingerprint,
+            test_fingerprint=self.fingerprint("test"),
+            validation_fingerprint=self.fingerprint("validation"),
             train_cache=self.train_cache,
             test_cache=self.test_cache,
             validation_cache=self.validation_cache,
@@ -189,8 +198,13 @@ def _extended(job: JobSpec, run: RunSpec, folders: Folders) -> ExtendedRun | Non
     )
 
 
+def _own_build(spec: CacheSpec, teacher: TeacherSpec) -> CacheBuild:
+    return CacheBuild(spec, None if teacher.caches else teacher)
+
+
 def _identity(teacher: TeacherSpec) -> dict[str, Any]:
     return {
+        "caches": teacher.caches,
         "sha256": teacher.sha256,
         "output": teacher.output,
         "preprocessing": teacher.preprocessing,

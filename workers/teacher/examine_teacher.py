@@ -6,21 +6,24 @@ whatever was recorded.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from store import CacheSpec
 from workers.config.combination import WeightedTeacher
 from workers.config.dataset import thumbnail_warnings
-from workers.config.job import JobSpec
+from workers.config.job import JobSpec, Plan
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
+from workers.data.decoded import KnownSplit
 from workers.data.prepared import Dataset
 from workers.errors import Stopped
-from workers.events import Emit, Log, PreflightChecked, ShouldStop
-from workers.teacher.cache_plan import KnownTeacher, views_of_teacher
+from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split
+from workers.teacher.cache_plan import KnownTeacher, cache_specs, views_of_teacher
 from workers.teacher.forwards import ForwardCounter
+from workers.teacher.imports import imported_specs
 from workers.teacher.plan_checks import identify, smoke_run
 from workers.teacher.preflight.records import recorded
 from workers.teacher.preflight.report import PreflightReport, ViewsReport
@@ -33,12 +36,28 @@ _SESSIONS = 2
 
 
 class Examined(NamedTuple):
-    """A teacher that has passed its preflight, and the forward passes that this took now."""
+    """A teacher that has passed its preflight, or imported logits.
+
+    Attributes:
+        known: what its caches are known by; None of imported ones.
+        imported: caches by split; none of a teacher.
+        classes: of the dataset.
+        is_normalised: the level of its logits is lost to a softmax.
+        forwards: passes that the preflight took now.
+    """
 
     teacher: TeacherSpec
-    known: KnownTeacher
-    report: PreflightReport
-    forwards: int
+    known: KnownTeacher | None
+    imported: Mapping[Split, CacheSpec]
+    classes: int
+    is_normalised: bool
+    forwards: int = 0
+
+    def caches(self, job: Plan, facts: Mapping[Split, KnownSplit]) -> dict[Split, CacheSpec]:
+        """Specifications of its caches; imported ones are those that there are."""
+        if self.known is not None:
+            return cache_specs(job, self.known, facts)
+        return {split: spec for split, spec in self.imported.items() if split in facts}
 
 
 def examine_teacher(
@@ -55,6 +74,8 @@ def examine_teacher(
 ) -> Examined:
     """Try a teacher on noise and on the data; the output's name is given from here on: a cache is known by it.
 
+    Of imported logits nothing is run: they were judged when they came.
+
     Args:
         train: the training split.
         should_stop: asked after every batch.
@@ -65,6 +86,8 @@ def examine_teacher(
         ContractViolation: they do not belong together, see ``Teacher.run_preflight``; the job does not accept it.
         Stopped: ``should_stop`` said so; the next job tries anew.
     """
+    if member.caches:
+        return _imported(job, member.alone, train, folders)
     teacher = identify(member.alone)
     smoke_run(teacher, train, folders, emit)
     warn(thumbnail_warnings(job.dataset, teacher.preprocessing.size), emit)
@@ -84,7 +107,31 @@ def examine_teacher(
         teacher, train, folders, emit, accept=job.accept_teacher, views=seen, session=session
     )
     teacher = teacher.model_copy(update={"output": report.output})
-    return Examined(teacher, _known(teacher, report), report, forwards)
+    return Examined(
+        teacher=teacher,
+        known=_known(teacher, report),
+        imported={},
+        classes=report.classes,
+        is_normalised=report.normalised,
+        forwards=forwards,
+    )
+
+
+def _imported(job: JobSpec, teacher: TeacherSpec, train: Dataset, folders: Folders) -> Examined:
+    """Imported logits as a teacher of the job."""
+    if not job.teachers:
+        imported_specs.check_options(job)
+    found = imported_specs.find_imported(teacher.caches, folders.caches)
+    imported_specs.check_views(found, job.views)
+    imported_specs.check_classes(found, train.classes)
+    train_spec = found["train"]
+    return Examined(
+        teacher=teacher,
+        known=None,
+        imported=found,
+        classes=train_spec.classes,
+        is_normalised=imported_specs.is_normalised(train_spec),
+    )
 
 
 def _known(teacher: TeacherSpec, report: PreflightReport) -> KnownTeacher:

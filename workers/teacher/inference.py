@@ -19,16 +19,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from store import CacheWriter
+from store import CacheSpec, CacheWriter
 from store.documents import BlockRecord
 from workers.augmentation.draw import pictures_of
-from workers.config.task import InferenceTask
+from workers.config.cached_augmentation import read_recipe
+from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
 from workers.config.views import Augmentation
 from workers.data.prepared import Dataset, open_prepared
@@ -38,6 +40,7 @@ from workers.teacher.cached_views import CachedViews
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.inference_counter import InferenceCounter
 from workers.teacher.preflight.rows import BATCH, batch_rows
+from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
 from workers.unlabelled import labels_to_store
 
@@ -99,6 +102,29 @@ def infer_with(
         should_stop=should_stop,
         batch_size=task.batch_size,
         load_threads=task.load_threads,
+    )
+
+
+def task_of(
+    spec: CacheSpec,
+    teacher: TeacherSpec,
+    *,
+    folders: Folders,
+    threads: int,
+    device: Device,
+    forwards: Path | None,
+) -> InferenceTask:
+    """Task of inferring blocks of one cache, with a batch that suits the teacher and the data."""
+    dataset = open_prepared(folders.datasets, spec.dataset_fingerprint)
+    batch = inference_batch(teacher, dataset, spec.block_rows, read_recipe(spec.augmentation))
+    return InferenceTask(
+        folders=folders,
+        teacher=teacher,
+        spec=spec,
+        threads=threads,
+        device=device,
+        batch_size=batch,
+        forwards=forwards,
     )
 
 

@@ -5,7 +5,7 @@
 3. That settles the specifications, and so the keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from workers.config.cache import check_encoding
@@ -17,9 +17,10 @@ from workers.data.discovery import examine
 from workers.data.prepare import prepare_splits
 from workers.data.row_digests import overlap_warnings
 from workers.events import Emit, ShouldStop, Split, with_prefix
-from workers.teacher.cache_plan import CachePlan, EncodingCheck, MemberPlan, cache_specs
+from workers.teacher.cache_plan import CachePlan, EncodingCheck, MemberPlan
 from workers.teacher.combined_cache import combined_specs, member_job
 from workers.teacher.examine_teacher import Examined, examine_teacher, warn
+from workers.teacher.imports.imported_specs import check_content, check_member
 from workers.teacher.plan_checks import check_levels, check_networks
 from workers.teacher.sessions import Device
 
@@ -75,8 +76,8 @@ def plan_caches(
         )
         for teacher in job.all_teachers
     ]
-    check_levels(job, [each.report for each in examined], emit)
-    classes = examined[0].known.classes
+    check_levels(job, emit, is_normalised=any(each.is_normalised for each in examined))
+    classes = examined[0].classes
     if not train.class_names:  # the teachers have told their number
         check_networks(job, train.numbered(classes), folders, emit)
     check_encoding(job.cache.encoding, classes)
@@ -85,12 +86,15 @@ def plan_caches(
         split: KnownSplit(found.fingerprint, len(found.labels_N), found.height, found.width)
         for split, found in data.items()
     }
+    for each in examined:
+        check_content(each.imported, facts)
     members = _members(job, examined, facts) if job.teachers else ()
     if members:
         own = [member.caches for member in members]
         caches = combined_specs(job, own, [member.weight for member in members], facts)
     else:
-        caches = cache_specs(job, examined[0].known, facts)
+        caches = examined[0].caches(job, facts)
+        warn(_unmeasured(caches, facts), emit)
     methods = tuple(method for method in job.all_methods if method.expand().needs_teacher)
     check = EncodingCheck(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
     return CachePlan(
@@ -103,15 +107,28 @@ def plan_caches(
         guard=check if caches["train"].is_lossy and not job.evaluate else None,
         members=members,
         combine=job.combine,
+        fingerprints={}
+        if caches.keys() == facts.keys()
+        else {split: known.fingerprint for split, known in facts.items()},
     )
+
+
+def _unmeasured(caches: Collection[Split], facts: Collection[Split]) -> list[str]:
+    without = [split for split in facts if split not in caches]
+    if not without:
+        return []
+    return [
+        f"no logits of the {' and '.join(without)} split were imported: students are measured there, and their "
+        "agreement with a teacher is not"
+    ]
 
 
 def _members(job: JobSpec, examined: Sequence[Examined], facts: Mapping[Split, KnownSplit]) -> tuple[MemberPlan, ...]:
     """Several teachers with their own caches, those of a job of each alone."""
     alone = member_job(job)
+    for each in examined:
+        check_member(each.imported, facts)
     return tuple(
-        MemberPlan(
-            teacher=each.teacher, weight=given.weight, name=given.name, caches=cache_specs(alone, each.known, facts)
-        )
+        MemberPlan(teacher=each.teacher, weight=given.weight, name=given.name, caches=each.caches(alone, facts))
         for each, given in zip(examined, job.teachers, strict=True)
     )

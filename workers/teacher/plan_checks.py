@@ -20,7 +20,6 @@ from workers.onnx.byte_input import check_bytes
 from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
-from workers.teacher.preflight.report import PreflightReport
 
 
 def check_networks(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
@@ -121,8 +120,11 @@ _EXPORT_LOGITS = (
 _COMBINE_LOGITS = "Combine in the space logits, or leave these methods out."
 
 
-def check_levels(job: JobSpec, reports: Iterable[PreflightReport], emit: Emit) -> None:
+def check_levels(job: JobSpec, emit: Emit, *, is_normalised: bool) -> None:
     """Refuse methods that need logits where students get log-probabilities, unless the job accepts the teacher.
+
+    Args:
+        is_normalised: a teacher's outputs are log-probabilities.
 
     Raises:
         ContractViolation: naming the methods.
@@ -131,7 +133,7 @@ def check_levels(job: JobSpec, reports: Iterable[PreflightReport], emit: Emit) -
     refusal = None
     if job.combine is not None and job.combine.space == "probabilities":
         refusal = _level_refusal(methods, "teachers' combined rows", _COMBINE_LOGITS)
-    elif any(report.normalised for report in reports):
+    elif is_normalised:
         refusal = _level_refusal(methods, "teacher's outputs", _EXPORT_LOGITS)
     if refusal is None:
         return

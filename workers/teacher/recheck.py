@@ -16,6 +16,7 @@ from workers.data import prepared
 from workers.errors import InvalidTeacher
 from workers.teacher.cached_views import CachedViews
 from workers.teacher.combined_cache import members_of, name_members
+from workers.teacher.imports.imported_specs import is_imported
 from workers.teacher.output_values import to_logits
 from workers.teacher.teacher import Teacher
 
@@ -63,6 +64,11 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
         raise InvalidTeacher(
             f"cache {key[:12]} is combined of the caches {name_members(spec)}, and no teacher gives its rows: check "
             "those instead"
+        )
+    if is_imported(spec):
+        raise InvalidTeacher(
+            f"the logits of cache {key[:12]} were imported, and no teacher here gives them: import them again, and the "
+            "same ones have the same key"
         )
     path = folders.teachers / f"{spec.teacher_sha256}.onnx"
     if not path.is_file():

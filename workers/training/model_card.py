@@ -79,9 +79,7 @@ def _making(origin: Origin | None, result: Mapping[str, object]) -> dict[str, ob
         digests = [each.sha256 for each in origin.teachers] or [teacher.sha256]
         told |= {
             "teacher": " + ".join(several) or teacher.name or "without a name",
-            "SHA-256 of the teachers' ONNX files" if several else "SHA-256 of the teacher's ONNX file": ", ".join(
-                digests
-            ),
+            _digests_of(origin): ", ".join(digests),
             "combination of the teachers": _combination(origin) if several else None,
             "dataset": json.dumps(origin.job.dataset.model_dump(mode="json")),
             "method, all parameters": json.dumps(method.expand().model_dump(mode="json")),
@@ -89,6 +87,13 @@ def _making(origin: Origin | None, result: Mapping[str, object]) -> dict[str, ob
             "training": json.dumps(origin.job.training.model_dump(mode="json")),
         }
     return told
+
+
+def _digests_of(origin: Origin) -> str:
+    if origin.teachers:
+        is_any_imported = any(each.caches for each in origin.teachers)
+        return f"SHA-256 of the teachers' ONNX files{' or imported logits' if is_any_imported else ''}"
+    return "SHA-256 of the imported logits" if origin.teacher.caches else "SHA-256 of the teacher's ONNX file"
 
 
 def _combination(origin: Origin) -> str:

@@ -88,10 +88,10 @@ async def receive(
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
     boundary = _boundary(request.headers.get("content-type", ""))
-    with _incoming_file(folder) as (path, file), ExitStack() as opened:
+    with incoming_file(folder) as (path, file), ExitStack() as opened:
         parts = _Parts(
             file,
-            lambda: opened.enter_context(_incoming_file(folder)),
+            lambda: opened.enter_context(incoming_file(folder)),
             boundary,
             text_fields=text_fields,
             file_max_bytes=file_max_bytes,
@@ -150,7 +150,8 @@ def sweep(folder: Path) -> int:
 
 
 @contextmanager
-def _incoming_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+def incoming_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A file that is removed at the end, unless it was renamed, or by ``sweep`` if this process dies before."""
     path = folder / f"{INCOMING}{uuid.uuid4().hex}"
     with path.open("xb") as file:
         try:

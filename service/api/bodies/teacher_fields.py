@@ -23,7 +23,7 @@ def reading_of(fields: Mapping[str, str]) -> TeacherReading:
         given["output_kind"] = fields["output_kind"]
     for name in _JSON_FIELDS:
         if name in fields:
-            given[name] = _value(name, fields[name])
+            given[name] = parse_field(name, fields[name])
     try:
         return TeacherReading.model_validate(given)
     except ValidationError as error:
@@ -33,8 +33,8 @@ def reading_of(fields: Mapping[str, str]) -> TeacherReading:
     raise InvalidRequest(f"the field {first['loc'][0]!r} cannot be used: {message}", f"#{where}")
 
 
-def _value(name: str, text: str) -> object:
-    """JSON of a field; names may also stand in a line each."""
+def parse_field(name: str, text: str) -> object:
+    """JSON of a field; names may also stand in a line each. Raises InvalidRequest."""
     if name == "class_names" and not text.lstrip().startswith(("[", "{")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:

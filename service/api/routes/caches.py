@@ -1,4 +1,4 @@
-"""Routes of caches of teacher logits: list, verify, pin, delete. Only jobs make them."""
+"""Routes of caches of teacher logits: list, verify, pin, delete. Jobs make them, and ``cache_imports``."""
 
 from typing import Annotated
 
@@ -68,7 +68,9 @@ def get_cache_statistics(
     responses=responses(404, 409, 422),
 )
 def delete_cache(key: Key, ctx: Ctx) -> None:
-    """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew."""
+    """Refused while it is pinned, or a job that is being worked on uses it. A later job makes it anew, unless it was
+    imported.
+    """
     used = why_in_use(key, ctx)
     if used is not None:
         raise Conflict(used)

@@ -1,14 +1,16 @@
 """Documents of caches of teacher logits."""
 
 from datetime import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from service.api.schemas.base import Document, Page, Stored
 from service.db.states import State
 from store.catalog import CacheEntry
 from store.verify import VerifyReport
+from workers.config.teacher import OutputKind
+from workers.events import Split
 from workers.methods.preview_report import Histogram
 
 
@@ -45,6 +47,63 @@ class Cache(Document):
             pinned=entry.pinned,
             provenance=entry.provenance,
         )
+
+
+class ImportedCache(Cache):
+    """A cache of logits that were imported, and what was found about them."""
+
+    accuracy: float | None = Field(description="top-1 on some hundred samples with a label; null without any")
+    warnings: list[str]
+
+
+class CacheUpload(BaseModel):
+    """The parts of the multipart body of an import; all but the file are text."""
+
+    file: Annotated[
+        bytes,
+        Field(
+            json_schema_extra={"format": "binary"},
+            description="npy, npz or Parquet: `logits` [views, samples, classes] or [samples, classes] and "
+            "`sample_ids` [samples], as an export has them; or `values` and `indices` [.., samples, k] of top-k. "
+            "Parquet has a row for each view of a sample: `view`, `sample_id`, and these as lists",
+        ),
+    ]
+    dataset: str = Field(description="id or name of a registered dataset, or JSON of its description, as of a job")
+    split: Split = Field("train", description="of the dataset")
+    validation: str | None = Field(
+        None,
+        description="JSON: the `validation` of the jobs that will use them, if split is the one that it cuts",
+        examples=['{"holdout": 0.1}'],
+    )
+    rows: Literal["by_id", "in_order"] = Field(
+        "by_id", description="how rows are matched with samples; in_order: row k is sample k of the split"
+    )
+    output_kind: OutputKind | None = Field(
+        None, description="what the values are; told by them by default, and log_probabilities of top-k"
+    )
+    class_names: str | None = Field(
+        None, description="names of the columns in their order, as of a teacher", examples=['["cat", "dog"]']
+    )
+    class_map: str | None = Field(
+        None, description="JSON: for classes of the dataset whose name is none of these, the name there or the column"
+    )
+    views: str | None = Field(
+        None,
+        description="JSON: the `views` of the jobs that will use them; by default the plain pictures",
+        examples=['{"augmentation": {"recipe": "crop_flip"}, "count": 4, "seed": 0}'],
+    )
+    dtype: Literal["float16", "float32"] | None = Field(
+        None, description="of stored rows; float16 stays so by default, the rest is float32"
+    )
+    encoding: str | None = Field(
+        None,
+        description="`dense`, `uint8` or JSON of a sparse one; top-k of many classes is sparse by default",
+        examples=['{"kind": "sparse", "top": 20, "tail": 16, "temperature": 1}'],
+    )
+    accept_teacher: Literal["true", "false"] = Field(
+        "false", description="import them although their accuracy or the order of their classes is doubted"
+    )
+    source: str = Field("", max_length=1000, description="where they come from, for people")
 
 
 class CacheUser(Document):

@@ -19,7 +19,9 @@ class CacheCost(Document):
     """One cache that the job would have."""
 
     split: str
-    teacher: str | None = Field(description="whose rows it holds; null for rows that are combined of several teachers'")
+    teacher: str | None = Field(
+        description="whose rows it holds; null for rows that are combined of several teachers', and for imported ones"
+    )
     key: str | None = Field(description="null where it is not known before the pictures are decoded")
     samples: int
     views: int

@@ -20,6 +20,8 @@ from workers.config.combination import TEACHERS_MAX
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
 from workers.config.job import Plan
+from workers.config.teacher import Sha256
+from workers.events import Split
 from workers.spec import AtMost, Seed, Size
 
 CLASSES_SHOWN = 1000
@@ -40,8 +42,8 @@ DatasetChoice = Annotated[
 class JobRequest(PlanDraft):
     """A job: a teacher, a dataset, and students x methods x seeds, each of which becomes a run.
 
-    In place of `teacher` it may have `teachers`, whose rows are combined as `combine` says. `dataset` is a description,
-    or the id or name of a registered dataset.
+    In place of `teacher` it may have `teachers`, whose rows are combined as `combine` says, or `caches` of imported
+    logits. `dataset` is a description, or the id or name of a registered dataset.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_JOB]})
@@ -56,6 +58,11 @@ class JobRequest(PlanDraft):
     )
     teachers: Annotated[tuple[TeacherChoice, ...], AtMost(TEACHERS_MAX)] = Field(
         (), description="several teachers in place of one, see `combine`", exclude_if=lambda given: not given
+    )
+    caches: dict[Split, Sha256] = Field(
+        {},
+        description="keys of imported caches in place of a teacher, by split: train, and what is measured",
+        exclude_if=lambda given: not given,
     )
     # A client may name a dataset where the plan needs its description; the route puts it in place.
     dataset: DatasetChoice  # type: ignore[assignment]
@@ -89,7 +96,11 @@ class JobRequest(PlanDraft):
     @property
     def choices(self) -> tuple[TeacherChoice, ...]:
         """Every teacher, the first one first; none where the request names none."""
-        return self.teachers or ((TeacherChoice(id=self.teacher),) if self.teacher else ())
+        if self.teachers:
+            return self.teachers
+        if self.teacher:
+            return (TeacherChoice(id=self.teacher),)
+        return (TeacherChoice(caches=self.caches),) if self.caches else ()
 
     @model_validator(mode="before")
     @classmethod
@@ -151,7 +162,7 @@ class PlannedClasses(Document):
 class PlannedTeacher(Document):
     """A teacher of the job, and how the dataset's classes lie in its output."""
 
-    id: str
+    id: str = Field(description="empty of imported logits")
     name: str
     weight: float
     classes: PlannedClasses | None = Field(description="null where only decoding tells the dataset's class names")
@@ -161,7 +172,7 @@ class JobPreview(Document):
     """Preview of a job: what it would be, had it been posted without `dry_run`."""
 
     object: Literal["job_preview"] = "job_preview"
-    teacher: str = Field(description="the first one, if there are several")
+    teacher: str = Field(description="the first one, if there are several; empty of imported logits")
     teachers: list[PlannedTeacher] = Field(description="all of them, an only one as well")
     plan: Plan
     runs: list[PlannedRun]
@@ -223,7 +234,7 @@ class JobSummary(Document):
         description="why it is paused although no client has paused it; it goes on by itself"
     )
     progress: JobProgress
-    teacher: str = Field(description="the first one, if there are several")
+    teacher: str = Field(description="the first one, if there are several; empty of imported logits")
     teacher_sha256: str
     teachers: list[JobTeacher] = Field(description="all of them, an only one as well")
     caches: dict[str, str] | None = Field(description="cache key per split")

@@ -88,6 +88,9 @@ async def _facts(page: JobPage) -> None:
         ui.label("Teacher")
         with ui.element("div").classes("links"):
             for each in page.job["teachers"]:
+                if each["caches"]:
+                    ui.link(f"imported: {each['name']}", f"/caches/{each['caches']['train']}")
+                    continue
                 id = each["id"] or page.job["teacher"]
                 ui.link(await _teacher_name(page, id), f"/teachers/{id}")
         ui.label("Dataset")

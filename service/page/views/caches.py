@@ -86,7 +86,11 @@ async def cache(api: ViewerApi, key: str) -> None:
         ui.label(str(shown["problem"])).classes("problem")
     with facts() as fact:
         fact("Key", shown["key"])
-        fact("Teacher", short_digest(spec.get("teacher_sha256", "")))
+        imported = shown["provenance"].get("imported")
+        if imported:
+            fact("Teacher", f"none: imported logits, {imported.get('source') or 'of which nobody said whence'}")
+        else:
+            fact("Teacher", short_digest(spec.get("teacher_sha256", "")))
         fact("Dataset split", f"{spec.get('split', '')} ({short_digest(spec.get('dataset_fingerprint', ''))})")
         fact("Rows", f"{count(shown['rows_committed'])} of {count(spec.get('samples', 0) * spec.get('views', 1))}")
         fact("Classes, views", f"{spec.get('classes')}, {spec.get('views')}")
@@ -124,8 +128,9 @@ def _actions(api: ViewerApi, shown: Document) -> None:
             ui.navigate.reload()
 
     async def delete() -> None:
-        also = "A job that needs these logits runs the teacher again."
-        await ask_and_delete(api, path, f"the cache {short_digest(key)}", also=also, leads_to="/caches")
+        is_imported = "imported" in shown["provenance"]
+        also = "They were imported" if is_imported else "A job that needs these logits runs the teacher again"
+        await ask_and_delete(api, path, f"the cache {short_digest(key)}", also=f"{also}.", leads_to="/caches")
 
     ui.button("Verify", icon="fact_check", on_click=verify).props("no-caps outline")
     ui.button("Unpin" if shown["pinned"] else "Pin", icon="push_pin", on_click=toggle_pin).props("no-caps outline")

@@ -27,7 +27,8 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
     """Build the form of a job, from an old one, a teacher or a dataset where one is given."""
     catalog = await Catalog.load(api)
     document = await _like(api, job) if job else dict(_EXAMPLE)
-    if "teachers" not in document and (teacher or len(catalog.teachers) == 1):
+    has_teachers = "teachers" in document or "caches" in document
+    if not has_teachers and (teacher or len(catalog.teachers) == 1):
         document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
     if dataset:
         document["dataset"] = dataset
@@ -71,8 +72,11 @@ async def _like(api: ViewerApi, job_id: str) -> Document:
         plan["recipe"] = recipe["name"]
     copied = {**plan, **{name: old[name] for name in _COPIED if old.get(name)}}
     if len(old["teachers"]) > 1:
-        del copied["teacher"]
-        copied["teachers"] = [{name: each[name] for name in ("id", "weight")} for each in old["teachers"]]
+        copied.pop("teacher", None)
+        names = ("id", "caches", "weight")
+        copied["teachers"] = [{name: each[name] for name in names if each[name]} for each in old["teachers"]]
+    elif old["teachers"][0]["caches"]:
+        copied["caches"] = old["teachers"][0]["caches"]
     return copied
 
 
@@ -102,7 +106,7 @@ class Preview:
             self._timer = ui.timer(_DRY_RUN_AFTER_S, self._ask, once=True)
 
     async def _ask(self) -> None:
-        has_teacher = self._document.get("teacher") or self._document.get("teachers")
+        has_teacher = any(self._document.get(name) for name in ("teacher", "teachers", "caches"))
         if not has_teacher or self._document.get("dataset") in (None, _FOLDER):
             self._answer.clear()
             with self._answer:

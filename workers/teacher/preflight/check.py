@@ -20,7 +20,7 @@ from workers.teacher.preflight.finite import check_finite
 from workers.teacher.preflight.output_kind import find_kind
 from workers.teacher.preflight.preprocessings import better_preprocessing
 from workers.teacher.preflight.report import PreflightReport
-from workers.teacher.preflight.rows import BATCH, batch_rows, slice_rows, spread
+from workers.teacher.preflight.rows import BATCH, LABELLED_MIN, batch_rows, slice_rows, spread
 from workers.teacher.preflight.score import ALPHA, Explanation, Score
 from workers.teacher.preflight.session import Images, Outputs, Rows, TeacherSession
 from workers.teacher.preflight.without_labels import judge_without_labels
@@ -30,7 +30,6 @@ from workers.unlabelled import labelled_rows
 AGAIN_ROWS, AGAIN_BATCH = 64, 24  # pictures that are run twice, the second time so many at once
 FIRST_TIMEOUT_S = 120.0  # for one picture: a hostile graph may loop for ever
 ALONE_ROWS = 4  # pictures compared alone and in a batch
-LABELLED_MIN = 20  # fewer labelled pictures, among others, refuse no teacher
 _ALIKE_MAX = 10  # warnings about classes with names that look alike
 
 
@@ -64,7 +63,7 @@ def check(teacher: TeacherSession, dataset: Dataset, rows: int) -> PreflightRepo
     difference, tolerance = _check_alone(teacher, dataset.take(index_R[alone]), outputs_RN, alone, batch=step)
     repeated = _check_again(teacher, dataset, index_R, outputs_RN, rows=again, batch=min(step, AGAIN_BATCH))
     difference = max(difference, repeated)
-    kind = find_kind(teacher, outputs_RN, teacher.reading.output_kind)
+    kind = find_kind(teacher.graph, outputs_RN, teacher.reading.output_kind)
 
     warnings = [*([classes.note] if classes.note else ()), *kind.warnings, *_alone_warning(teacher, rows_per_s)]
     refusals, of_classes_RN = [*kind.refusals], chosen(outputs_RN, classes.columns)

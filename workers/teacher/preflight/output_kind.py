@@ -13,7 +13,7 @@ refused until a client states the kind. A stated kind has to be possible for eve
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from store.spec import StoredKind
 from workers.config.teacher import OutputKind
 from workers.errors import ContractViolation
-from workers.teacher.preflight.session import Outputs, TeacherSession
+from workers.teacher.preflight.session import Outputs
 
 # Probabilities of a row sum to 1 up to their own rounding.
 SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
@@ -41,6 +41,22 @@ _NEXT_STEP = (
     'teacher\'s `output`; or state what they are in its `output_kind` ("sigmoid", "probabilities" or "percent"), and '
     "they are turned into logits."
 )
+
+
+class OutputOrigin(Protocol):
+    """Origin of outputs: a graph, or a file of logits that were imported."""
+
+    @property
+    def output(self) -> str:
+        """Name of the output."""
+
+    @property
+    def output_dtype(self) -> str:
+        """Type of its values."""
+
+    @property
+    def output_operator(self) -> str:
+        """Operator that has made it; empty where that is not known."""
 
 
 class FoundKind(NamedTuple):
@@ -66,16 +82,16 @@ class FoundKind(NamedTuple):
         return self.kind in _LEVEL_IS_LOST
 
 
-def find_kind(teacher: TeacherSession, outputs_RN: Outputs, stated: OutputKind | None) -> FoundKind:
+def find_kind(origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None) -> FoundKind:
     """Kind of the outputs [R, N], all columns of the graph's own.
 
     Raises:
         ContractViolation: they cannot be of the stated kind.
     """
     z_RN = outputs_RN.astype(np.float64)
-    tolerance = SUM_TOLERANCE[teacher.graph.output_dtype]
+    tolerance = SUM_TOLERANCE[origin.output_dtype]
     if stated is not None:
-        return _stated(z_RN, stated, tolerance, teacher.graph.output)
+        return _stated(z_RN, stated, tolerance, origin.output)
     is_positive = bool((z_RN >= 0).all())
     if not is_positive:
         is_log = bool((z_RN <= 0).all()) and _sums_to(np.exp(z_RN), 1, tolerance)
@@ -84,9 +100,9 @@ def find_kind(teacher: TeacherSession, outputs_RN: Outputs, stated: OutputKind |
         return FoundKind("probabilities", (_said("probabilities", z_RN),))
     if _sums_to(z_RN, 100, 100 * tolerance):
         return FoundKind("percent", (_said("percent", z_RN),))
-    if z_RN.max() <= 1 and teacher.graph.output_operator == "Sigmoid":
+    if z_RN.max() <= 1 and origin.output_operator == "Sigmoid":
         return FoundKind("sigmoid", (_said("sigmoid", z_RN),))
-    return FoundKind("logits", refusals=tuple(_not_logits(teacher.graph.output, z_RN.max(), z_RN.sum(axis=1))))
+    return FoundKind("logits", refusals=tuple(_not_logits(origin.output, z_RN.max(), z_RN.sum(axis=1))))
 
 
 def _stated(z_RN: NDArray[np.float64], kind: OutputKind, tolerance: float, output: str) -> FoundKind:

@@ -18,6 +18,7 @@ BATCH_PIXELS = 256 * 128 * 128
 # Two classes of the teacher that have changed places are noticed if each has about so many rows.
 ROWS_PER_CLASS = 10
 ROWS_MAX = 2048  # of a slice that grows with the classes
+LABELLED_MIN = 20  # fewer labelled pictures, among others, refuse no teacher
 _PLAIN = NoAugmentation()
 
 

@@ -1,0 +1,56 @@
+"""Text fields of an upload of logits: which samples, views and classes its rows are of."""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from service.api.bodies.multipart import TEXT_MAX_BYTES
+from service.api.bodies.teacher_fields import parse_field
+from service.db.api_queries import ApiQueries
+from service.errors import InvalidRequest
+from workers.errors import UnknownName
+from workers.teacher.imports.request import ImportOptions
+
+_PLAIN = ("split", "rows", "output_kind", "dtype", "source")
+_JSON = ("validation", "class_names", "class_map", "views")
+FIELDS = {
+    **dict.fromkeys((*_PLAIN, *_JSON, "dataset", "encoding", "accept_teacher"), TEXT_MAX_BYTES),
+    "class_names": 1 << 20,
+    "class_map": 256 << 10,
+}
+
+
+def options_of(fields: Mapping[str, str], queries: ApiQueries) -> ImportOptions:
+    """Read the statements of a client about logits.
+
+    Raises:
+        InvalidRequest: a field is missing, cannot be read, or has a wrong value.
+        UnknownName: there is no dataset of this name.
+    """
+    given: dict[str, object] = {name: fields[name] for name in _PLAIN if name in fields}
+    given |= {name: parse_field(name, fields[name]) for name in _JSON if name in fields}
+    given["dataset"] = _dataset(fields.get("dataset", "").strip(), queries)
+    if encoding := fields.get("encoding", "").strip():
+        given["encoding"] = parse_field("encoding", encoding) if encoding.startswith("{") else encoding
+    if "accept_teacher" in fields:
+        flag = {"true": True, "false": False}.get(fields["accept_teacher"].strip().lower())
+        given["accept_teacher"] = fields["accept_teacher"] if flag is None else flag
+    try:
+        return ImportOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"/{step}" for step in first["loc"])
+        what = f"the field {first['loc'][0]!r}" if first["loc"] else "the upload"
+        message = first["msg"].removeprefix("Value error, ")
+    raise InvalidRequest(f"{what} cannot be used: {message}", f"#{where}")
+
+
+def _dataset(text: str, queries: ApiQueries) -> object:
+    if text.startswith("{"):
+        return parse_field("dataset", text)
+    if not text:
+        raise InvalidRequest("Field required: the dataset whose samples the logits are of, `dataset`", "#/dataset")
+    found = queries.find_dataset(text)
+    if found is None:
+        raise UnknownName("dataset", text, queries.dataset_names())
+    return found.spec

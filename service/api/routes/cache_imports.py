@@ -1,0 +1,90 @@
+"""Route that imports logits as a cache.
+
+An upload is streamed to disk and read in a confined process, and imported in another one (``workers.teacher.imports``).
+"""
+
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+
+from service.api.auth import WRITE
+from service.api.bodies.import_fields import FIELDS, options_of
+from service.api.bodies.multipart import Upload, incoming_file, receive
+from service.api.dependencies import INSPECTIONS_MAX, Context, Ctx
+from service.api.problems import responses
+from service.api.schemas.caches import Cache, CacheUpload, ImportedCache
+from service.errors import InvalidRequest, NotInstalled
+from workers.config.task import Folders
+from workers.teacher.imports.importing import import_in_process
+from workers.teacher.imports.request import ImportTask
+from workers.teacher.imports.uploaded_file import read_upload
+
+router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500, 503))
+_IMPORTS = anyio.CapacityLimiter(INSPECTIONS_MAX)
+
+
+@router.post(
+    "",
+    operation_id="import_cache",
+    summary="Import logits as a cache",
+    dependencies=[WRITE],
+    status_code=201,
+    responses={
+        200: {"model": ImportedCache, "description": "The same logits were imported before"},
+        **responses(400, 408, 413, 422, 501, 507),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": CacheUpload.model_json_schema()}},
+        }
+    },
+)
+async def import_cache(request: Request, ctx: Ctx, response: Response) -> ImportedCache:
+    """Logits of a split of a dataset, from anywhere, as the form field `file`; a job names the cache in `caches`.
+
+    Every sample needs a row of each view. What a teacher would be refused for (accuracy that chance explains, another
+    order of classes) is refused, unless `accept_teacher` insists. The cache is pinned: nobody can make it anew.
+    """
+    settings = ctx.settings
+    await anyio.to_thread.run_sync(ctx.check_disk, int(request.headers.get("content-length", "0")))
+    upload = receive(
+        request,
+        settings.teachers_dir,
+        text_fields=FIELDS,
+        file_max_bytes=settings.logits_max_bytes,
+        check_room=ctx.check_disk,
+    )
+    async with upload as received, ctx.inspections.held(request.state.name):
+        shown, is_new = await anyio.to_thread.run_sync(_import, received, ctx, limiter=_IMPORTS)
+    response.status_code = 201 if is_new else 200
+    response.headers["Location"] = f"/v1/caches/{shown.key}"
+    return shown
+
+
+def _import(upload: Upload, ctx: Context) -> tuple[ImportedCache, bool]:
+    if upload.data is not None:
+        raise InvalidRequest("logits are one file: leave the field `data` out", "#/data")
+    settings = ctx.settings
+    options = options_of(upload.fields, ctx.queries)
+    with incoming_file(settings.teachers_dir) as (target, _):
+        try:
+            rows = read_upload(
+                upload.path,
+                target,
+                bytes_max=settings.logits_max_bytes,
+                timeout_s=settings.import_timeout_s,
+                check_room=ctx.check_disk,
+            )
+        except ModuleNotFoundError as error:
+            raise NotInstalled("Parquet files need", str(error.name), "datasets") from error
+        task = ImportTask(
+            options=options,
+            rows=rows,
+            sha256=upload.sha256,
+            folders=Folders(data_dir=settings.data_dir.resolve(), data_root=settings.data_root.resolve()),
+            quota_bytes=settings.caches_max_bytes,
+        )
+        imported = import_in_process(task, settings.import_timeout_s)
+    cache = Cache.of(ctx.catalog.get(imported.key))
+    shown = ImportedCache(**dict(cache), accuracy=imported.accuracy, warnings=list(imported.warnings))
+    return shown, imported.is_new

@@ -1,0 +1,143 @@
+"""Imports of logits over HTTP: matched by id, judged by the labels, refused with what to do."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from service.cli import main
+from service.client.client import Client
+from store import CacheReader
+from tests.service.api.test_routes import problem
+from tests.support.imported_logits import Values, npz
+from tests.support.service_helpers import Api, make_settings, running_api
+from workers.data.kinds.digits import DigitsDataset
+from workers.data.prepare import prepare
+from workers.data.prepared import Dataset, row_ids
+
+pytest_plugins = ["tests.support.service_fixtures"]
+DIGITS = {"kind": "digits"}
+
+
+@pytest.fixture(scope="module")
+def train(shared_api: Api) -> Dataset:
+    """The training split of the digits, decoded where the API looks for it."""
+    return prepare(DigitsDataset(), "train", shared_api.settings.data_root, shared_api.settings.datasets_dir)
+
+
+@pytest.fixture(scope="module")
+def logits(train: Dataset) -> Values:
+    """Logits that are nearly always right, float32 [N, 10]."""
+    found = np.random.default_rng(0).normal(size=(train.samples, 10)).astype(np.float32)
+    found[np.arange(train.samples), train.labels_N] += 4
+    return found
+
+
+def post(api: Api, content: bytes, **fields: str) -> httpx2.Response:
+    data = {"dataset": json.dumps(DIGITS), **fields}
+    return api.client.post("/v1/caches", files={"file": ("logits", content)}, data=data, timeout=120)
+
+
+def test_an_import_is_matched_by_id_and_known_by_its_content(shared_api: Api, train: Dataset, logits: Values) -> None:
+    order = np.random.default_rng(1).permutation(train.samples)
+    ids = np.array(list(row_ids(train)))
+    first = post(shared_api, npz(logits=logits[order], sample_ids=ids[order]), source="a notebook")
+    assert (first.status_code, first.headers["location"]) == (201, f"/v1/caches/{first.json()['key']}"), first.text
+    made = first.json()
+    assert (made["state"], made["pinned"], made["spec"]["dtype"]) == ("complete", True, "float32")
+    assert made["provenance"]["imported"]["source"] == "a notebook"
+    assert made["accuracy"] > 0.9
+    with CacheReader.from_key(shared_api.settings.caches_dir, made["key"]) as reader:
+        np.testing.assert_array_equal(reader.logits(0), logits)
+    # In another order, in another form, from elsewhere: the same logits.
+    again = post(shared_api, npz(logits=logits[None]), rows="in_order", source="elsewhere")
+    assert (again.status_code, again.json()["key"]) == (200, made["key"])
+    assert shared_api.client.delete(f"/v1/caches/{made['key']}").status_code == 409
+
+
+def test_what_is_wrong_with_an_import_is_said(shared_api: Api, logits: Values) -> None:
+    shuffled = npz(logits=np.roll(logits, 7, axis=0))
+    doubted = problem(post(shared_api, shuffled, rows="in_order"), 422, "contract-violation")
+    assert "`accept_teacher`" in doubted["detail"]
+    made = post(shared_api, shuffled, rows="in_order", accept_teacher="true").json()
+    assert made["accuracy"] < 0.3
+    assert made["provenance"]["imported"]["accepted"]
+    assert "no sample ids" in problem(post(shared_api, npz(logits=logits)), 422, "invalid-logits")["detail"]
+    assert "npy" in problem(post(shared_api, b"logits,1,2"), 422, "invalid-logits")["detail"]
+    for fields, kind in (
+        ({"split": "tset"}, "invalid-request"),
+        ({"views": "{"}, "invalid-request"),
+        ({"accept_teacher": "perhaps"}, "invalid-request"),
+        ({"dataset": "none"}, "unknown-name"),
+        ({"dataset": ""}, "invalid-request"),
+        ({"datasets": "x"}, "unknown-name"),
+    ):
+        shown = problem(post(shared_api, b"", **fields), 422, kind)
+        assert next(iter(fields)) in str(shown)
+
+
+def test_rows_beyond_the_limit_are_refused_by_the_header(tmp_path: Path) -> None:
+    with running_api(make_settings(tmp_path, logits_max_bytes=1 << 20)) as api:
+        # Compressed, a terabyte of zeros would come with little; the header alone says it.
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f4", "fortran_order": False, "shape": (1, 1 << 28, 1000)}
+        )
+        shown = problem(post(api, header.getvalue(), rows="in_order"), 422, "invalid-logits")
+        assert "RETORT_LOGITS_MAX_BYTES" in shown["detail"]
+        assert post(api, bytes(4 << 20)).status_code == 413
+        assert not list(api.settings.teachers_dir.glob(".incoming-*"))
+
+
+def body_of(caches: dict[str, str], **changes: object) -> dict[str, Any]:
+    plan = {"dataset": DIGITS, "views": {}, "students": ["cnn_s"], "methods": ["kd"], "training": {"epochs": 1}}
+    return {**plan, "caches": caches, **changes}
+
+
+def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared_api: Api, logits: Values) -> None:
+    client = shared_api.client
+    key = post(shared_api, npz(logits=logits), rows="in_order", source="a notebook").json()["key"]
+    preview = client.post("/v1/jobs", params={"dry_run": True}, json=body_of({"train": key})).json()
+    assert [(each["key"], each["rows"], each["rows_cached"]) for each in preview["cost"]["caches"]] == [
+        (key, 1442, 1442)
+    ]
+    assert preview["cost"]["forwards"]["to_run"] == 0
+    assert preview["teachers"][0]["name"] == "a notebook"
+    views = {"augmentation": {"recipe": "crop_flip"}, "count": 2}
+    settings, few = shared_api.settings, DigitsDataset(train_per_class=5)
+    prepare(few, "train", settings.data_root, settings.datasets_dir)
+    for changes, said in (
+        ({"views": views}, '"views": {"augmentation":{"recipe":"none"}'),
+        ({"cache": {"dtype": "float32"}}, "leave `cache` out"),
+        ({"caches": {"test": key}}, "add its cache"),
+        ({"caches": {"train": key, "test": key}}, "is of the train split"),
+        ({"caches": {"train": "0" * 64}}, "is not there"),
+        ({"dataset": few.model_dump(mode="json")}, "other pictures"),
+    ):
+        answer = client.post("/v1/jobs", json=body_of({"train": key}) | changes)
+        assert said in problem(answer, 422, "invalid-job")["detail"]
+    both = client.post("/v1/jobs", json=body_of({"train": key}, teacher="tch_x"))
+    assert "leave one of them out" in problem(both, 422, "invalid-request")["detail"]
+    job = client.post("/v1/jobs", json=body_of({"train": key})).json()
+    assert (job["teacher"], job["teachers"][0]["caches"], job["caches"]) == ("", {"train": key}, {"train": key})
+    client.delete(f"/v1/caches/{key}/pin")
+    assert job["id"] in client.delete(f"/v1/caches/{key}").json()["detail"]
+    client.post(f"/v1/jobs/{job['id']}/cancel")
+    retried = client.post(f"/v1/jobs/{job['id']}/retry")
+    assert retried.status_code == 201, retried.text
+    client.post(f"/v1/jobs/{retried.json()['id']}/cancel")
+
+
+def test_client_and_command_import_what_they_export(
+    shared_api: Api, logits: Values, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = post(shared_api, npz(logits=logits), rows="in_order").json()["key"]
+    with Client(shared_api.url) as client:
+        path = client.export_cache(key, tmp_path / "cache.parquet", format="parquet")
+        assert client.import_cache(path, DIGITS)["key"] == key
+    assert main(["--url", shared_api.url, "cache", "import", str(path), "--dataset", json.dumps(DIGITS)]) == 0
+    assert capsys.readouterr().out.strip() == key

@@ -1,0 +1,177 @@
+"""Imports of logits: files as people have them, rows matched by id, what is refused, and top-k."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from store import Catalog
+from tests.support.imported_logits import LIMIT, Place, npy, npz, parquet, softmax
+from workers.config.views import Views
+from workers.data.kinds.digits import DigitsDataset
+from workers.errors import ContractViolation, InvalidJob, InvalidLogits
+from workers.teacher.imports.imported_specs import check_views, find_imported, is_normalised
+from workers.teacher.imports.importing import import_in_process
+from workers.teacher.imports.uploaded_file import read_upload
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("digits"), DigitsDataset())
+
+
+def test_the_same_logits_are_the_same_cache_in_whatever_form_and_order(place: Place) -> None:
+    order = np.random.default_rng(1).permutation(len(place.ids))
+    z, ids = place.logits[order], place.ids[order]
+    made = place.take(npz(logits=z, sample_ids=ids), source="a notebook")
+    assert (made.is_new, made.accuracy is not None and made.accuracy > 0.9, made.warnings) == (True, True, ())
+    with place.stored(made.key) as reader:
+        np.testing.assert_array_equal(reader.logits(0), place.logits)
+        assert reader.spec.dtype == "float32"
+        assert reader.provenance["imported"]["source"] == "a notebook"
+    others = [
+        place.take(npz(np.savez_compressed, logits=z[None], sample_ids=ids.astype("S"))),
+        place.take(npz(logits=z.astype(">f8"), sample_ids=ids.astype(int))),
+        place.take(npy(place.logits), rows="in_order", source="elsewhere"),
+        place.take(npy(np.asfortranarray(place.logits)), rows="in_order"),
+        place.take(parquet(logits=z, sample_id=ids.tolist())),
+        place.take(npz(logits=z[:, ::-1], sample_ids=ids), class_names=list("9876543210")),
+    ]
+    assert {(each.key, each.is_new) for each in others} == {(made.key, False)}
+    assert Catalog(place.folders.caches).get(made.key).pinned
+
+
+def test_float16_stays_float16(place: Place) -> None:
+    made = place.take(npy(place.logits.astype(np.float16)), rows="in_order")
+    with place.stored(made.key) as reader:
+        assert reader.spec.dtype == "float16"
+        np.testing.assert_array_equal(reader.logits(0), place.logits.astype(np.float16))
+    with pytest.raises(InvalidLogits, match="float16 ends"):
+        place.take(npy(place.logits * 1e5), rows="in_order", dtype="float16")
+
+
+def test_views_of_a_parquet_file_are_told_by_their_column(place: Place) -> None:
+    views = {"augmentation": {"recipe": "crop_flip"}, "count": 2}
+    both, count = np.stack([place.logits, place.logits + 1]), len(place.ids)
+    rows = np.random.default_rng(2).permutation(2 * count)
+    view, ids = np.repeat([0, 1], count)[rows], np.tile(place.ids, 2)[rows]
+    columns = {"logits": both.reshape(-1, 10)[rows], "view": view.tolist(), "sample_id": ids.tolist()}
+    made = place.take(parquet(**columns), views=views)
+    for stored in (both, np.asfortranarray(both)):
+        assert place.take(npz(logits=stored, sample_ids=place.ids), views=views).key == made.key
+    with place.stored(made.key) as reader:
+        np.testing.assert_array_equal(reader.logits(1), place.logits + 1)
+    found = find_imported({"train": made.key}, place.folders.caches)
+    check_views(found, Views.model_validate(views))
+    with pytest.raises(InvalidJob, match=r'"count":2'):
+        check_views(found, Views())
+    with pytest.raises(InvalidJob, match="logits of one picture"):
+        check_views(found, Views.model_validate({**views, "seed": 1}))
+    short = {name: column[:-1] for name, column in columns.items()}
+    with pytest.raises(InvalidLogits, match="every view needs a row"):
+        place.read(parquet(**short))
+
+
+def test_probabilities_are_told_by_their_values_and_lose_the_level(place: Place) -> None:
+    p = softmax(place.logits)
+    told = place.take(npy(p.astype(np.float32)), rows="in_order")
+    assert "softmax" in " ".join(told.warnings)
+    with place.stored(told.key) as reader:
+        np.testing.assert_allclose(reader.logits(0), np.log(p), atol=1e-4)
+        assert reader.spec.output_kind == "log_probabilities"
+        assert is_normalised(reader.spec)
+    as_logs = place.take(npy(np.log(p)), rows="in_order")
+    with place.stored(as_logs.key) as reader:
+        # Log-probabilities are logits, and no logits of a level.
+        assert (reader.spec.output_kind, is_normalised(reader.spec)) == ("logits", True)
+    with pytest.raises(ContractViolation, match="between 0 and 1"):
+        place.take(npy(1 / (1 + np.exp(-place.logits))), rows="in_order")
+    with pytest.raises(ContractViolation, match="output_kind is 'probabilities'"):
+        place.take(npy(place.logits), rows="in_order", output_kind="probabilities")
+    one_row = np.array(p.astype(np.float32))
+    one_row[700] *= 2
+    # A slice has told the kind, and one row is not of it: wherever it lies.
+    with pytest.raises(ContractViolation, match="2"):
+        place.take(npy(one_row), rows="in_order", output_kind="probabilities")
+
+
+def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None:
+    shuffled = npy(np.roll(place.logits, 7, axis=0))
+    with pytest.raises(ContractViolation, match=r"guessing would.*`accept_teacher`"):
+        place.take(shuffled, rows="in_order")
+    with pytest.raises(ContractViolation, match="label order seems to differ"):
+        place.take(npy(place.logits[:, [1, 0, *range(2, 10)]]), rows="in_order")
+    made = place.take(shuffled, rows="in_order", accept_teacher=True)
+    assert "for the upload says accept_teacher" in " ".join(made.warnings)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda z, ids: npy(z), "no sample ids"),
+        (lambda z, ids: npz(logits=z[5:], sample_ids=ids[5:]), r"5 samples of the train split have no row \('0'"),
+        (lambda z, ids: npz(logits=z, sample_ids=[*ids[:-1], "x.png"]), r"not in the train split \('x.png'\)"),
+        (lambda z, ids: npz(logits=z, sample_ids=[*ids[:-1], ids[0]]), "'0' is there twice, in rows 0 and 1441"),
+        (lambda z, ids: npz(logits=z, sample_ids=ids[1:]), "one for each"),
+        (lambda z, ids: npz(logits=np.where(z > 7, np.nan, z), sample_ids=ids), "not finite in row"),
+        (lambda z, ids: npz(logits=z.astype(np.float64) * 1e300, sample_ids=ids), "not finite in row 0"),
+        (lambda z, ids: npz(logits=z.astype(int), sample_ids=ids), "int64: save them as float32"),
+        (lambda z, ids: npz(logits=[z, z], sample_ids=ids), "logits of 2 views, and `views` says 1"),
+        (lambda z, ids: npz(logits=z[0], sample_ids=ids), r"shape \[10\]"),
+        (lambda z, ids: npz(scores=z, sample_ids=ids), "needs either `logits`"),
+        (lambda z, ids: npz(logits=np.array([{"a": 1}]), sample_ids=ids), "Python objects"),
+        (lambda z, ids: npz(logits=z, sample_ids=np.array([{"a": 1}] * len(z))), "Python objects"),
+        (lambda z, ids: npz(logits=z, sample_ids=ids)[:-100], "npz cannot be read"),
+        (lambda z, ids: npy(z)[:-4], "end before their last row"),
+        (lambda z, ids: npy(np.zeros((0, 10))), "none may be empty"),
+        (lambda z, ids: b"logits", "by its first bytes"),
+        (lambda z, ids: b"\x93NUMPY\x01\x00\x10\x00{'descr': open()}", "header is not numpy's"),
+        (lambda z, ids: parquet(logits=[1.0, 2.0]), "list of numbers"),
+        (lambda z, ids: parquet(logits=[[1.0], [1.0, 2.0]]), "one for each class"),
+        (lambda z, ids: parquet(logits=[[1.0, None], [1.0, 2.0]]), "without a value"),
+        (lambda z, ids: parquet(logits=z)[:200], "Parquet file cannot be read"),
+        (lambda z, ids: parquet(logits=z, sample_id=[*ids[:-1].tolist(), "0"]), "two rows of view 0"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_what_to_do(
+    place: Place, change: Callable[[Any, Any], bytes], said: str
+) -> None:
+    with pytest.raises(InvalidLogits, match=said):
+        place.take(change(place.logits, place.ids))
+
+
+def test_rows_beyond_the_limit_are_refused_by_their_header(place: Place) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40, 1000)})
+    with pytest.raises(InvalidLogits, match="RETORT_LOGITS_MAX_BYTES"):
+        place.read(header.getvalue())
+
+
+def test_an_import_that_was_killed_is_completed_by_the_next(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from store import CacheWriter
+
+    content = npy(place.logits * 1.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(CacheWriter, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            place.take(content, rows="in_order")
+    made = place.take(content, rows="in_order")
+    assert made.is_new
+    with place.stored(made.key) as reader:
+        np.testing.assert_array_equal(reader.logits(0), place.logits * np.float32(1.5))
+
+
+def test_an_upload_is_read_confined_and_imported_in_a_process_of_its_own(place: Place, tmp_path: Path) -> None:
+    path, target = tmp_path / "upload", tmp_path / "rows"
+    for content in (npz(logits=place.logits, sample_ids=place.ids), parquet(logits=place.logits)):
+        path.write_bytes(content)
+        target.write_bytes(b"")
+        read = read_upload(path, target, bytes_max=LIMIT, timeout_s=60)
+        np.testing.assert_array_equal(read.values_VNK()[0], place.logits)
+    made = import_in_process(place.task(read, rows="in_order"), 120)
+    assert made.accuracy is not None
+    with pytest.raises(InvalidLogits, match="no sample ids"):
+        import_in_process(place.task(read), 120)
