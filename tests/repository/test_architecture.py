@@ -39,8 +39,10 @@ HOMES = {
     "pyarrow": (
         "store/export.py",
         "workers/data/tables.py",
+        "workers/data/image_column.py",
         "workers/data/table_columns.py",
         "workers/data/table_features.py",
+        "workers/data/table_paths.py",
     ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),

@@ -197,7 +197,7 @@ def _classes(
     chosen = trained_names(found)
     if not all(label.removeprefix("-").isdecimal() and label.isascii() for label in chosen):
         return classes_of_names(chosen, names, where)
-    telling = found if None in found["train"] else {"train": found["train"]}
+    telling: dict[Split, set[str | None]] = found if None in found["train"] else {"train": found["train"]}
     values = {
         split: np.unique(_integers((str(NO_LABEL) if label is None else label for label in of_split), where))
         for split, of_split in telling.items()
