@@ -13,7 +13,8 @@ from service.api import problems
 from service.api.auth import check_scopes
 from service.api.bodies.json_bodies import BodyThread
 from service.api.bodies.limits import BodyLimit, Pace
-from service.api.bodies.multipart import BUFFER_BYTES, UPLOAD_EXTRA_BYTES, sweep
+from service.api.bodies.multipart import sweep
+from service.api.bodies.upload_sizes import BUFFER_BYTES, UPLOAD_EXTRA_BYTES
 from service.api.dependencies import Context
 from service.api.metrics import MeasureRequests, Metrics
 from service.api.middleware.admission import AdmissionMiddleware

@@ -39,9 +39,11 @@ HOMES = {
     "pyarrow": (
         "store/export.py",
         "workers/data/tables.py",
+        "workers/data/image_column.py",
         "workers/data/table_columns.py",
         "workers/data/table_features.py",
         "workers/teacher/imports/parquet_child.py",
+        "workers/data/table_paths.py",
     ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),

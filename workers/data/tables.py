@@ -1,7 +1,7 @@
 """Tables with a column of encoded pictures and one of labels: parquet files, and Arrow files of ``datasets``.
 
-The one place that imports pyarrow, which is the extra ``datasets`` and takes 0.2 s: inside functions, so that a process
-that reads no table does not load it. Of a table, the schema and the numbers of rows come from its metadata; labels,
+pyarrow, which is the extra ``datasets`` and takes 0.2 s, is imported inside functions, so that a process that reads no
+table does not load it. Of a table, the schema and the numbers of rows come from its metadata; labels,
 paths and pictures are read in pieces. An Arrow file is mapped.
 
 Legend: N rows.

@@ -113,7 +113,8 @@ class TarReader:
         # A folder of the oldest form has a slash at its end. tarfile says where a content is cut.
         if name.endswith(b"/") or after > self._size:
             return None
-        return Member(name.decode(errors="surrogateescape"), offset + BLOCK_BYTES, size, True, False), after
+        text = name.decode(errors="surrogateescape")
+        return Member(text, offset + BLOCK_BYTES, size, is_file=True, is_folder=False), after
 
     def _with_tarfile(self, offset: int, *, all_of_them: bool) -> Iterator[tuple[Member, int]]:
         """Members from an offset on, or the first of them, and the offset behind each."""
@@ -128,7 +129,10 @@ class TarReader:
                 # It would keep all headers.
                 cast(Any, tar).members.clear()
                 is_file = member.isreg() and not member.issparse()
-                yield Member(member.name, member.offset_data, member.size, is_file, member.isdir()), tar.offset
+                yield (
+                    Member(member.name, member.offset_data, member.size, is_file=is_file, is_folder=member.isdir()),
+                    tar.offset,
+                )
                 if not all_of_them:
                     return
                 member = tar.next()

@@ -63,7 +63,7 @@ def index_shard(path: Path, image: str | None, label: str | None) -> Shard:
         status = path.stat()
     except OSError as error:
         raise InvalidDataset(f"{path} cannot be read: {error.strerror}") from error
-    known = kept_indexes.Key(path, status.st_size, status.st_mtime_ns, image, label)
+    known = kept_indexes.Key(path, status.st_size, status.st_mtime_ns, image=image, label=label)
     with _held_lock:
         if known in _held:
             _held.move_to_end(known)

@@ -23,8 +23,8 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from service.api.bodies.upload_sizes import BUFFER_BYTES, next_step
 from service.errors import InvalidRequest, MalformedBody, TooLarge
-from service.settings import TEACHER_MAX_BYTES
 from workers.errors import InvalidText, UnknownName
 from workers.text_files import decode_text
 
@@ -34,10 +34,6 @@ DATA_FIELD = "data"
 BOUNDARY_MAX_BYTES = 70  # RFC 2046, 5.1.1
 TEXT_MAX_BYTES = 64 << 10
 FILE_NAME_MAX = 255
-BUFFER_BYTES = 1 << 20  # handed to a thread at a time
-# Of a body beside its files: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB from
-# uvicorn at most), boundaries, part headers and text fields. So a file breaks its own limit before the body's.
-UPLOAD_EXTRA_BYTES = 2 * BUFFER_BYTES
 
 
 @dataclass(frozen=True)
@@ -113,29 +109,6 @@ async def receive(
             data=parts.data_path,
             data_name=parts.data_name,
         )
-
-
-def check_announced(size_bytes: int, limit_bytes: int) -> None:
-    """Raise TooLarge for an upload that announces more than a teacher may have, before any of it is read.
-
-    Args:
-        size_bytes: of the whole body; it may be as much larger than its files as ``UPLOAD_EXTRA_BYTES``.
-    """
-    if size_bytes > limit_bytes + UPLOAD_EXTRA_BYTES:
-        raise TooLarge(
-            f"the upload has {size_bytes} bytes, a teacher with its weights may have "
-            f"{limit_bytes}{_next_step(size_bytes, limit_bytes)}"
-        )
-
-
-def _next_step(size_bytes: int | None, limit_bytes: int) -> str:
-    """Advice to who uploads more than the limit; the size is None where it is not known yet."""
-    smaller = "convert its weights to float16, or quantise it (onnxruntime.quantization), and upload that"
-    if size_bytes is not None and size_bytes > TEACHER_MAX_BYTES:
-        return f", and no ONNX file with its weights has 2 GiB or more: {smaller}"
-    if limit_bytes < TEACHER_MAX_BYTES:
-        return f" (RETORT_TEACHER_MAX_BYTES, which may be set up to {TEACHER_MAX_BYTES}): raise it, or {smaller}"
-    return f", as no ONNX file with its weights has 2 GiB or more: {smaller}"
 
 
 def sweep(folder: Path) -> int:
@@ -283,7 +256,7 @@ class _Parts:
         if self._received_bytes > self._file_max_bytes:
             both = "the file has" if self.data_path is None else "the files have"
             limit = self._file_max_bytes
-            raise TooLarge(f"{both} more than the {limit} bytes allowed{_next_step(None, limit)}")
+            raise TooLarge(f"{both} more than the {limit} bytes allowed{next_step(None, limit)}")
         piece = memoryview(data)[start:end]
         if self._name == FILE_FIELD:
             self.size_bytes += size

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
-from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, check_announced, receive
+from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
 from service.api.bodies.teacher_fields import reading_of
+from service.api.bodies.upload_sizes import check_announced
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
 from service.api.problems import responses

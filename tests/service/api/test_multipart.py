@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.api.app import create_app
-from service.api.bodies.multipart import BUFFER_BYTES, UPLOAD_EXTRA_BYTES, check_announced, sweep
+from service.api.bodies.multipart import sweep
+from service.api.bodies.upload_sizes import BUFFER_BYTES, UPLOAD_EXTRA_BYTES, check_announced
 from service.api.dependencies import Context
 from service.db.database import upgrade_to_head
 from service.db.models import TeacherRecord
@@ -265,7 +267,10 @@ def test_an_upload_beyond_2_gib_is_refused_by_its_announcement_with_the_next_ste
         with socket.create_connection((target.hostname, target.port), timeout=30) as connection:
             lines = [f"{name}: {value}" for name, value in {"Host": target.netloc, **headers}.items()]
             connection.sendall("\r\n".join(["POST /v1/teachers HTTP/1.1", *lines, "", ""]).encode())
-            assert b"convert its weights to float16" in connection.recv(65536)
+            response = HTTPResponse(connection, method="POST")
+            response.begin()
+            assert response.status == 413
+            assert b"convert its weights to float16" in response.read()
         assert nothing_left(api)
 
 
