@@ -88,7 +88,7 @@ def examine_teacher(
 
 
 def _known(teacher: TeacherSpec, report: PreflightReport) -> KnownTeacher:
-    """What a teacher's caches are known by."""
+    """Facts about a teacher that are part of its caches' identity."""
     return KnownTeacher(
         sha256=str(teacher.sha256),
         output=report.output,
