@@ -60,7 +60,10 @@ def test_importing_the_api_loads_nothing_heavy() -> None:
 
 # What workers tell each other; some of it is there only if another test has imported it.
 NEVER_OF_A_REQUEST = frozenset(
-    {"CachePlan", "CachesTask", "EncodingCheck", "InferenceTask", "RunSpec", "TeacherAccuracy", "TrainingTask"}
+    {
+        *("CachePlan", "CachesTask", "EncodingCheck", "InferenceTask", "RunSpec", "TeacherAccuracy", "TrainingTask"),
+        *("ImportTask", "ImportedCache", "UploadedLogits"),
+    }
 )
 
 
