@@ -5,7 +5,7 @@ from dataclasses import replace
 from service.api.cost import cost_of
 from service.api.dependencies import Context
 from service.api.initial_weights import known_students
-from service.api.job_checks import CheckedJob, check_plan, check_run_count, find_teacher
+from service.api.job_checks import CheckedJob, check_plan, check_run_count, find_logits, find_teacher
 from service.api.job_preview import preview_of
 from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.schemas.amounts import check_amount
@@ -62,9 +62,12 @@ def read_plan(job: JobRecord) -> Plan:
 
 
 def teachers_of(job: JobRecord, context: Context) -> list[ChosenTeacher]:
-    """The teachers of a job that was stored. Raises Conflict if one was deleted."""
+    """The teachers of a job that was stored. Raises Conflict if one was deleted, InvalidJob if imported logits were."""
     found = []
     for member in members_of(job.teacher):
+        if keys := member.get("caches"):
+            found.append(find_logits(keys, member["weight"], context))
+            continue
         id = member.get("id", job.teacher_id)
         try:
             found.append(ChosenTeacher(find_teacher(id, context, "#"), member["weight"]))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.api.dependencies import Context
-from service.api.schemas.job_teachers import TeacherChoice
 from service.api.schemas.jobs import JobRequest
 from service.db.api_queries import DATASET, ApiQueries
 from service.db.job_teachers import ChosenTeacher, imported_record
@@ -139,17 +138,18 @@ def find_teachers(request: JobRequest, context: Context) -> tuple[ChosenTeacher,
             choice.weight,
         )
         if choice.id is not None
-        else _find_logits(choice, context)
+        else find_logits(choice.caches, choice.weight, context)
         for number, choice in enumerate(request.choices)
     )
 
 
-def _find_logits(choice: TeacherChoice, context: Context) -> ChosenTeacher:
-    caches = find_imported(choice.caches, context.settings.caches_dir)
+def find_logits(keys: Mapping[Split, str], weight: float, context: Context) -> ChosenTeacher:
+    """Imported logits in the place of a teacher. Raises InvalidJob; see ``find_imported``."""
+    caches = find_imported(keys, context.settings.caches_dir)
     told = context.catalog.get(caches["train"].key).provenance.get(IMPORTED)
     source = str(told.get("source", "")) if isinstance(told, dict) else ""
     name = source[:NAME_MAX] or f"imported logits {caches['train'].key[:12]}"
-    return ChosenTeacher(imported_record(name, caches["train"]), choice.weight, caches)
+    return ChosenTeacher(imported_record(name, caches["train"]), weight, caches)
 
 
 def find_teacher(id: str, context: Context, place: str) -> TeacherRecord:

@@ -126,6 +126,8 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
     assert (job["teacher"], job["teachers"][0]["caches"], job["caches"]) == ("", {"train": key}, {"train": key})
     client.delete(f"/v1/caches/{key}/pin")
     assert job["id"] in client.delete(f"/v1/caches/{key}").json()["detail"]
+    added = client.post(f"/v1/jobs/{job['id']}/runs", json={"students": ["cnn_s"], "methods": ["ce"]})
+    assert len(added.json()["plan"]["added"]) == 1, added.text
     client.post(f"/v1/jobs/{job['id']}/cancel")
     retried = client.post(f"/v1/jobs/{job['id']}/retry")
     assert retried.status_code == 201, retried.text
