@@ -91,11 +91,12 @@ def test_probabilities_are_told_by_their_values_and_lose_the_level(place: Place)
         place.take(npy(1 / (1 + np.exp(-place.logits))), rows="in_order")
     with pytest.raises(ContractViolation, match="output_kind is 'probabilities'"):
         place.take(npy(place.logits), rows="in_order", output_kind="probabilities")
-    one_row = np.array(p.astype(np.float32))
-    one_row[700] *= 2
-    # A slice has told the kind, and one row is not of it: wherever it lies.
-    with pytest.raises(ContractViolation, match="2"):
-        place.take(npy(one_row), rows="in_order", output_kind="probabilities")
+    # Some rows tell the kind, and all have to be of it: more than are looked at first, and one of the others is wrong.
+    views = {"augmentation": {"recipe": "crop_flip"}, "count": 6}
+    several = np.stack([p.astype(np.float32)] * 6)
+    several[0, 701] *= 2
+    with pytest.raises(ContractViolation, match=r"their rows sum to 1 .. 2"):
+        place.take(npy(several), rows="in_order", views=views)
 
 
 def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None:
