@@ -189,14 +189,14 @@ class TrainingFeed:
     def make(self, inputs: BatchInputs) -> TrainingBatch:
         """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
         each, local_slice, images = self._pictures_each, inputs.local_slice, inputs.images
-        samples, labels, tables = inputs.integers.split([each, each, len(inputs.integers) - 2 * each])
+        samples, labels, tables = inputs.integers[:each], inputs.integers[each : 2 * each], inputs.integers[2 * each :]
         rows_B, labels_B = samples[0], labels[0]
         if not self._pictures.are_views:
             if self._pictures.resident_NHWK is not None:
                 plain = self._pictures.resident_NHWK.index_select(0, samples[:, local_slice].reshape(-1))
             else:
                 (plain,) = inputs.images
-            images = apply_tables(plain, self._recipes, tables[:, local_slice].split(self._tables.rows))
+            images = apply_tables(plain, self._recipes, torch.split(tables[:, local_slice], self._tables.rows))
         mapped_logits = iter(inputs.logits)
         seen = []
         for place, of_view in enumerate(images):
