@@ -14,6 +14,7 @@ from tests.fake_cuda.counts import counting, read_counts
 from tests.fake_cuda.processes import FakeCuda
 from tests.support.digits import Digits
 from workers.config.job import StudentSpec
+from workers.config.mixing import CutMix, Mixup
 from workers.config.task import TrainingTask
 from workers.config.teacher import TeacherSpec
 from workers.config.views import ResizedCrop, Views
@@ -36,6 +37,7 @@ from workers.training.step_graph import StepGraph
 pytestmark = pytest.mark.fake_cuda
 
 WARM_STEPS = 12
+MIXED = ResizedCrop(size=(10, 12), mixup=Mixup(probability=0.5), cutmix=CutMix(probability=0.5))
 
 
 def _run(orders: Sequence[TrainingTask], steps: int | None = None) -> tuple[list[Any], list[str]]:
@@ -279,6 +281,7 @@ def cases(order_json: str, folder: str, teacher_json: str) -> dict[str, Any]:
         "bad item": _prefetch_of_a_bad_item(),
         "ended": _memory_of_a_run_that_ended([order("large", student="resnet8"), order("small", "ce")]),
         "resized": _in_steady_steps(order("resized", "ce", **resized)),
+        "mixed": _in_steady_steps(order("mixed", "ce", **resized | {"views": Views(augmentation=MIXED, count=2)})),
         "side by side": {
             precision: _streams_of_steps(
                 [
@@ -350,7 +353,7 @@ def test_step_streams_are_those_of_runs_whose_replays_may_overlap(seen: dict[str
     assert found["float32"]["cudnn_batch_norm"] > 0
 
 
-@pytest.mark.parametrize("case", ["resident", "resized"])
+@pytest.mark.parametrize("case", ["resident", "resized", "mixed"])
 def test_training_steps_on_resident_data_copy_nothing(seen: dict[str, Any], case: str) -> None:
     assert seen[case] == {"synchronisations": 0, "blocking_copies": 0, "copies_to_device": 0, "graphs": 2}
 

@@ -20,8 +20,8 @@ from workers.config.views import Augmentation, NoAugmentation
 def split_mixed(parameters_PB: Tensor) -> tuple[Tensor, Tensor]:
     """Split a table of B mixed views: the parameters of 2B views, and those of the mixing, int64 [5, B]."""
     rows = (len(parameters_PB) - MIXING_ROWS) // 2
-    own_RB, other_RB, mixing_5B = torch.split(parameters_PB, [rows, rows, MIXING_ROWS])
-    return torch.cat([own_RB, other_RB], dim=1), mixing_5B
+    own_RB, other_RB = parameters_PB[:rows], parameters_PB[rows : 2 * rows]
+    return torch.cat([own_RB, other_RB], dim=1), parameters_PB[2 * rows :]
 
 
 def mix_halves(views_BHWC: Tensor, recipe: Augmentation, mixing_5B: Tensor) -> Tensor:

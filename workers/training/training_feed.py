@@ -189,7 +189,7 @@ class TrainingFeed:
     def make(self, inputs: BatchInputs) -> TrainingBatch:
         """Gather and augment, on the device alone: no copy from the host, no synchronisation."""
         each, local_slice, images = self._pictures_each, inputs.local_slice, inputs.images
-        samples, labels, tables = torch.split(inputs.integers, [each, each, len(inputs.integers) - 2 * each])
+        samples, labels, tables = inputs.integers[:each], inputs.integers[each : 2 * each], inputs.integers[2 * each :]
         rows_B, labels_B = samples[0], labels[0]
         if not self._pictures.are_views:
             if self._pictures.resident_NHWK is not None:
