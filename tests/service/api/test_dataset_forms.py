@@ -59,3 +59,29 @@ def test_columns_that_cannot_be_told_are_asked_for_over_http(api: Api) -> None:
     assert refused.json()["detail"].startswith("two.parquet has several columns that may hold labels")
     assert "set 'label' to one of its columns, image (binary), fine (int64), coarse (int64)" in refused.json()["detail"]
     assert api.client.post("/v1/datasets", json={"name": "two", "spec": spec | {"label": "fine"}}).status_code == 201
+
+
+def test_what_newcomers_post_is_refused_with_the_next_step(api: Api) -> None:
+    """Each in one sentence that says what to post, or how to save the files."""
+    root = api.settings.data_root
+    (root / "pictures.zip").write_bytes(b"PK")
+    (root / "list.txt").write_text("a.jpg 0")
+    np.savez(root / "other.npz", data=np.zeros((2, 8, 8), np.uint8), target=[0, 1])
+    np.save(root / "x.npy", np.zeros((2, 8, 8), np.uint8))
+    (root / "classes.csv").write_text("path,species\na.jpg,cat\n")
+    for spec, words in (
+        ({"path": "few"}, "the field 'kind' is missing, which says what kind of thing this is"),
+        ({"kind": "folder", "path": f"{root}/few"}, "absolute, which is not allowed: give a path relative to the data"),
+        ({"kind": "folder", "path": "pictures.zip"}, "is not a folder: unpack an archive (tar shards are of the kind"),
+        ({"kind": "folder", "path": "few", "image_size": 224}, "image_size is [height, width] in pixels, such as [224"),
+        ({"kind": "npz", "path": "other.npz"}, "it holds data, target. Save them by numpy.savez(path, train_images="),
+        ({"kind": "npz", "path": "x.npy"}, "File is not a zip file; save them by numpy.savez(path, train_images=..."),
+        ({"kind": "manifest", "path": "list.txt"}, "save the list as CSV with a header (path,label), or as JSON with"),
+        (
+            {"kind": "manifest", "path": "classes.csv"},
+            "lacks the column 'label'; it has 'path', 'species': give path_c",
+        ),
+    ):
+        refused = api.client.post("/v1/datasets", json={"name": "x", "spec": spec})
+        assert refused.status_code == 422, spec
+        assert words in refused.json()["detail"], refused.json()["detail"]
