@@ -6,6 +6,7 @@
     ├── UserError                 the request is wrong: nobody retries it
     │   ├── InvalidTeacher        (ValueError)  the ONNX file or its preprocessing cannot be used
     │   ├── InvalidDataset        (ValueError)  missing, malformed or outside the data root
+    │   ├── InvalidStudentFile    (ValueError)  an uploaded file of a student cannot be used
     │   ├── InvalidMethod         (ValueError)  a parameter or combination that is not defined
     │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
     │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
@@ -46,6 +47,10 @@ class InvalidTeacher(UserError, ValueError):
 
 class InvalidDataset(UserError, ValueError):
     """The dataset is missing, malformed, unreadable or lies outside the data root."""
+
+
+class InvalidStudentFile(UserError, ValueError):
+    """An uploaded file of a student is damaged, hostile or of a kind that is not taken."""
 
 
 class InvalidMethod(UserError, ValueError):

@@ -43,13 +43,14 @@ from service.api.routes import (
     reports,
     run_logs,
     runs,
+    student_files,
     teachers,
     temperatures,
     webhooks,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.db.webhook_outbox import WebhookOutbox
-from service.paths import API_PREFIX, DOCS_PATH, REDOC_PATH, UPLOAD_PATH
+from service.paths import API_PREFIX, DOCS_PATH, REDOC_PATH, STUDENT_UPLOAD_PATH, UPLOAD_PATH
 from service.settings import Settings
 from service.version import service_version
 from service.webhooks.dispatcher import WebhookDispatcher
@@ -67,7 +68,7 @@ DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 Every error is `application/problem+json` (RFC 9457). Lists go on with `after=last_id` while `has_more`.
 
 Where there are API keys, send `Authorization: Bearer KEY`. GET needs a key with the scope read; what changes something,
-write; deleting a teacher, dataset, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
+write; deleting a teacher, student file, dataset, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
 """
 log = structlog.get_logger("service.api.app")
 
@@ -96,9 +97,11 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     silence_s, upload_s = settings.body_stall_s, settings.upload_stall_s
     body = settings.body_max_bytes, Pace(silence_s, silence_s, BODY_BYTES_PER_S)
-    upload = settings.teacher_max_bytes + UPLOAD_EXTRA_BYTES, Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
+    pace = Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
+    uploads = {UPLOAD_PATH: settings.teacher_max_bytes, STUDENT_UPLOAD_PATH: settings.student_file_max_bytes}
+    limits = {path: (most + UPLOAD_EXTRA_BYTES, pace) for path, most in uploads.items()}
     # The last one added is the outermost.
-    app.add_middleware(BodyLimit, default=body, paths={UPLOAD_PATH: upload})
+    app.add_middleware(BodyLimit, default=body, paths=limits)
     app.add_middleware(ResponseCache, version=context.version)
     app.add_middleware(
         AdmissionMiddleware,
@@ -117,7 +120,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
     of_jobs = (jobs, reports, curves, temperatures, runs, gallery, run_logs, job_control, deletions, events)
     modules = (
-        *(teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports),
+        *(teachers, student_files, datasets, pictures, bad_pictures, catalog, caches, cache_exports),
         *(*of_jobs, webhooks, gc, keys),
     )
     for router in (metrics.router, *(module.router for module in modules)):
@@ -134,7 +137,8 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.settings.make_folders()
-    log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
+    folders = (context.settings.teachers_dir, context.settings.student_files_dir)
+    log.info("api starts", swept_uploads=sum(map(sweep, folders)))
     maintenance = asyncio.create_task(_maintain(context))
     async with WebhookDispatcher(context.settings, context.webhook_hosts, WebhookOutbox(context.database)):
         yield

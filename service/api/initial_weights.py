@@ -1,24 +1,32 @@
 """First weights of students: found and hashed while the client waits, so that the job names their content."""
 
 from service.api.dependencies import Context
+from service.api.job_checks import CheckedJob, student_size
 from service.db.models import RunRecord
 from service.db.states import State
+from service.db.student_file_record import StudentFileRecord
 from service.errors import InvalidRequest
-from workers.config.initial_weights import FileWeights, RunWeights
+from workers.config.initial_weights import FileWeights, RunWeights, UploadedWeights
 from workers.config.job import Plan, StudentSpec
 from workers.config.task import Folders
-from workers.config.weights_file import check_digest, find_weights
+from workers.config.weights_file import check_digest, describe_weights, find_weights
 from workers.errors import InvalidJob
 from workers.run_files import WEIGHTS
+from workers.student_files.fit import can_check, check_fit
+from workers.students.catalog import OWN, PREFIX
+
+# Pixels a side, where only decoding tells how large the pictures are.
+_ANY_SIDE = 224
 
 
 def with_known_weights(plan: Plan, context: Context) -> Plan:
     """The plan whose students name the SHA-256 of the weights that they begin with.
 
-    Whether the tensors are the student's is checked when the job starts, before the teacher is run: it takes torch.
+    Whether the tensors are the student's is checked when the job starts, before the teacher is run; of uploaded files
+    by ``check_uploaded_weights`` as well.
 
     Raises:
-        InvalidRequest: there is no such run, or it was of another student or has not succeeded.
+        InvalidRequest: there is no such run or upload, or the run was of another student or has not succeeded.
         InvalidJob: there is no such file, or it has another digest than the job gives.
     """
     folders = Folders(data_dir=context.settings.data_dir, data_root=context.settings.data_root)
@@ -33,13 +41,55 @@ def _with_weights(student: StudentSpec, pointer: str, context: Context, folders:
     init = student.init
     if init == "random":
         return student
-    known: RunWeights | FileWeights
+    known: RunWeights | FileWeights | UploadedWeights
     if isinstance(init, FileWeights):
         known = init.model_copy(update={"sha256": check_digest(init, find_weights(init, student.name, folders))})
+    elif isinstance(init, UploadedWeights):
+        known = _of_upload(init, pointer, context)
+        find_weights(known, student.name, folders)
     else:
         known = _of_run(init, student, pointer, context)
         find_weights(known, student.name, folders)
     return student.model_copy(update={"init": known})
+
+
+def _of_upload(init: UploadedWeights, pointer: str, context: Context) -> UploadedWeights:
+    """Digest of an uploaded file, as the database has it."""
+    try:
+        file = context.queries.get(StudentFileRecord, init.upload)
+    except LookupError as error:
+        raise InvalidRequest(f"{error}: upload it with POST /v1/student-files", pointer) from error
+    if init.sha256 not in (None, file.sha256):
+        raise InvalidJob(f"the upload {init.upload} has SHA-256 {file.sha256}, expected {init.sha256}")
+    return init.model_copy(update={"sha256": file.sha256})
+
+
+def check_uploaded_weights(job: CheckedJob, context: Context) -> list[str]:
+    """Compare uploaded weights with their students, by name and shape; a sentence on each.
+
+    Nothing is compared where the number of classes is not known yet, or this machine has no torch: the job does it when
+    it starts.
+
+    Raises:
+        InvalidJob: they are not the student's; naming the tensors.
+    """
+    classes, size = job.source.classes, student_size(job.plan)
+    notes = []
+    for student in job.plan.students if classes and can_check() else ():
+        init = student.init
+        if not isinstance(init, UploadedWeights) or init.sha256 is None:
+            continue
+        path = context.settings.student_file_path(init.sha256)
+        side = _ANY_SIDE if size is None else min(size)
+        try:
+            fit = check_fit(path, student.name, classes, side, timeout_s=context.settings.inspect_timeout_s)
+        except InvalidJob as error:
+            if size is None and (student.name not in OWN or student.name.startswith(PREFIX)):
+                # Their shapes may be those of another size.
+                continue
+            raise InvalidJob(f"student {student.name!r} cannot begin with the upload {init.upload}: {error}") from error
+        notes.append(f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}")
+    return notes
 
 
 def _of_run(init: RunWeights, student: StudentSpec, pointer: str, context: Context) -> RunWeights:

@@ -36,6 +36,7 @@ from service.cli import (
     resources,
     serve,
     streams,
+    students,
     trackers,
     webhooks,
 )
@@ -58,6 +59,7 @@ reproduce.register(app)
 evaluate.register(app)
 reports.register(app)
 resources.register(app)
+students.register(app)
 recipes.register(app)
 methods.register(app)
 caches.register(app)

@@ -352,6 +352,7 @@ class GcUsage(TypedDocument):
     decoded_bytes: int
     caches_bytes: int
     teachers_bytes: int
+    student_files_bytes: int
     database_bytes: int
     database_free_bytes: int
 
@@ -887,6 +888,20 @@ class Student(TypedDocument):
     min_side: int
     torchvision: bool
     json_schema: dict[str, Any]
+
+
+class StudentFile(TypedDocument):
+    """A file of weights that was uploaded and checked."""
+
+    object: Literal["student_file"]
+    id: str
+    name: str
+    sha256: str
+    size_bytes: int
+    tensors: int
+    parameters: int
+    dtypes: list[str]
+    created_at: str
 
 
 class Value(TypedDocument):

@@ -12,8 +12,10 @@ from service.db.ids import new_id
 from service.db.job_teachers import ChosenTeacher, deleted_teachers, document_of, name_of
 from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
+from service.db.student_file_record import StudentFileRecord
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
+from workers.config.initial_weights import UploadedWeights
 from workers.config.job import Plan
 
 # What a retry has in common with what it tries again.
@@ -93,7 +95,7 @@ class JobPosting:
             The job, and whether it is new: False if the key was used meanwhile.
 
         Raises:
-            NotFound: the teacher was deleted meanwhile.
+            NotFound: the teacher, or a file of first weights, was deleted meanwhile.
             IdempotencyMismatch: as ``replay``.
             QueueFull: the API key has as many live jobs as it may have.
         """
@@ -104,6 +106,9 @@ class JobPosting:
             self._check_queue(session, key_id)
             for each in teachers:
                 existing(session, TeacherRecord, each.record.id)
+            for student in plan.students:
+                if isinstance(student.init, UploadedWeights):
+                    existing(session, StudentFileRecord, student.init.upload)
             job = _new_job(plan, teachers)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             job.tags, job.note, job.samples = list(tags) or None, note, samples

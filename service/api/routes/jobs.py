@@ -9,7 +9,7 @@ from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
-from service.api.initial_weights import with_known_weights
+from service.api.initial_weights import check_uploaded_weights, with_known_weights
 from service.api.job_checks import check_plan, check_request, find_dataset, find_teachers
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
@@ -86,13 +86,14 @@ def create_job(
         teachers = find_teachers(request, ctx)
         plan = with_known_weights(request.filled(find_dataset(request, ctx.queries)), ctx)
         checked = check_plan(plan, teachers, ctx.settings)
+        weights = check_uploaded_weights(checked, ctx)
         if dry_run:
             response.status_code = 200
             gradients = []
             if len(teachers) == 1:  # the rows of several are combined, and in no cache yet
                 digest = teachers[0].record.sha256
                 gradients = gradient_warnings_of_plan(plan, digest, ctx.settings.caches_dir)
-            return preview_of(checked, [*checked.source.notes, *gradients], cost_of(checked, ctx))
+            return preview_of(checked, [*checked.source.notes, *gradients, *weights], cost_of(checked, ctx))
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             checked.plan,
