@@ -31,7 +31,7 @@ def answer(path: str) -> JsonValue:
         "weights": {
             "tensors": len(header.tensors),
             "values": sum(tensor.values for tensor in header.tensors.values()),
-            "dtypes": sorted({tensor.dtype for tensor in header.tensors.values()}),
+            "dtypes": [*sorted({tensor.dtype for tensor in header.tensors.values()})],
         }
     }
 
