@@ -13,10 +13,12 @@ from workers.config.weights_file import check_digest, describe_weights, find_wei
 from workers.errors import InvalidJob
 from workers.run_files import WEIGHTS
 from workers.student_files.fit import can_check, check_fit
-from workers.students.catalog import OWN, PREFIX
+from workers.students.catalog import OWN, PREFIX, plain_name
+from workers.students.program import is_uploaded, read_program
 
 # Pixels a side, where only decoding tells how large the pictures are.
 _ANY_SIDE = 224
+_RGB = 3
 
 
 def with_known_weights(plan: Plan, context: Context) -> Plan:
@@ -38,6 +40,8 @@ def with_known_weights(plan: Plan, context: Context) -> Plan:
 
 
 def _with_weights(student: StudentSpec, pointer: str, context: Context, folders: Folders) -> StudentSpec:
+    if is_uploaded(student.name):
+        student = _with_program(student, pointer.removesuffix("/init"), context)
     init = student.init
     if init == "random":
         return student
@@ -53,12 +57,31 @@ def _with_weights(student: StudentSpec, pointer: str, context: Context, folders:
     return student.model_copy(update={"init": known})
 
 
-def _of_upload(init: UploadedWeights, pointer: str, context: Context) -> UploadedWeights:
-    """Digest of an uploaded file, as the database has it."""
+def _with_program(student: StudentSpec, pointer: str, context: Context) -> StudentSpec:
+    """The student with the digest of its program, as the database has it."""
+    file = _uploaded(plain_name(student.name), "program", pointer, context)
+    if student.program not in (None, file.sha256):
+        raise InvalidJob(f"the program {student.name!r} has SHA-256 {file.sha256}, expected {student.program}")
+    if not context.settings.student_file_path(file.sha256).is_file():
+        raise InvalidJob(f"the file of student {student.name!r} is gone: upload it again")
+    return student.model_copy(update={"program": file.sha256})
+
+
+def _uploaded(id: str, kind: str, pointer: str, context: Context) -> StudentFileRecord:
+    """Row of an uploaded file. Raises InvalidRequest: there is none, or it is of another kind."""
     try:
-        file = context.queries.get(StudentFileRecord, init.upload)
+        file = context.queries.get(StudentFileRecord, id)
     except LookupError as error:
         raise InvalidRequest(f"{error}: upload it with POST /v1/student-files", pointer) from error
+    if file.kind != kind:
+        way = f'"uploaded/{id}" names it as a student' if kind == "weights" else '"init" of a student names it'
+        raise InvalidRequest(f"student file {id} is of the kind {file.kind}, not {kind}: {way}", pointer)
+    return file
+
+
+def _of_upload(init: UploadedWeights, pointer: str, context: Context) -> UploadedWeights:
+    """Digest of uploaded weights, as the database has it."""
+    file = _uploaded(init.upload, "weights", pointer, context)
     if init.sha256 not in (None, file.sha256):
         raise InvalidJob(f"the upload {init.upload} has SHA-256 {file.sha256}, expected {init.sha256}")
     return init.model_copy(update={"sha256": file.sha256})
@@ -75,8 +98,14 @@ def check_uploaded_weights(job: CheckedJob, context: Context) -> list[str]:
     """
     classes, size = job.source.classes, student_size(job.plan)
     notes = []
+    for student in job.plan.students:
+        if classes and student.program is not None and size is not None:
+            program = read_program(context.settings.student_file_path(student.program))
+            program.check_input(student.name, classes, program.shape[0] or _RGB, min(size))
     for student in job.plan.students if classes and can_check() else ():
         init = student.init
+        if is_uploaded(student.name):
+            continue
         if not isinstance(init, UploadedWeights) or init.sha256 is None:
             continue
         path = context.settings.student_file_path(init.sha256)

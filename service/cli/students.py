@@ -44,26 +44,31 @@ def list_students(context: typer.Context) -> None:
 @students.command("upload")
 def upload(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE.safetensors", exists=True, dir_okay=False, readable=True)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True)],
     name: Annotated[str | None, typer.Option(help="For people; the file's by default.")] = None,
 ) -> None:
-    """Upload weights that a student begins with: "init": {"upload": ID} in a job. The same file again is the same."""
+    """Upload weights that a student begins with, or a program of torch.export that is a student; prints its name.
+
+    FILE is a safetensors file, whose id a job names as "init": {"upload": ID} of a student, or a .pt2 archive, which is
+    the student uploaded/ID.
+    """
     options = session(context)
     with options.client() as client:
         kept = client.upload_student_file(file, name=name)
-    options.show(kept, lambda: Text(kept["id"]))
+    options.show(kept, lambda: Text(kept["student"] or kept["id"]))
 
 
 @students.command("files")
 def files(context: typer.Context, name: InName = None) -> None:
-    """List the uploaded files of weights."""
+    """List the uploaded weights and programs."""
     options = session(context)
     with options.client() as client:
         found = list(client.student_files(name=name))
-    headers = ("id", "name", "size>", "tensors>", "parameters>", "sha256", "created")
+    headers = ("id", "kind", "name", "size>", "tensors>", "parameters>", "sha256", "created")
     rows = [
         (
             file["id"],
+            file["kind"],
             file["name"],
             render.size(file["size_bytes"]),
             f"{file['tensors']:,}",
@@ -82,7 +87,7 @@ def delete(
     id: Annotated[str, typer.Argument(metavar="STUDENT_FILE_ID")],
     dry_run: DryRun = False,
 ) -> None:
-    """Delete an uploaded file of weights that no live job needs."""
+    """Delete an uploaded file of weights or a program that no live job needs."""
     options = session(context)
     with options.client() as client:
         if dry_run:

@@ -891,16 +891,20 @@ class Student(TypedDocument):
 
 
 class StudentFile(TypedDocument):
-    """A file of weights that was uploaded and checked."""
+    """Weights of a student, or a program with its weights, that was uploaded and checked."""
 
     object: Literal["student_file"]
     id: str
+    kind: Literal["weights", "program"]
     name: str
     sha256: str
     size_bytes: int
     tensors: int
     parameters: int
     dtypes: list[str]
+    student: str | None
+    shape: list[int | None] | None
+    classes: int | None
     created_at: str
 
 

@@ -83,10 +83,12 @@ class ResourceRoutes:
         self._connection.done("DELETE", f"/v1/teachers/{path_part(teacher_id)}", repeat=False)
 
     def upload_student_file(self, path: Path, *, name: str | None = None) -> documents.StudentFile:
-        """Upload weights of a student, a safetensors file; a job begins with them by ``{"init": {"upload": ID}}``.
+        """Upload a file of a student: weights, or a program, which is its own architecture.
 
         Args:
-            path: the file, streamed from disk; the same bytes again give the same file.
+            path: a safetensors file, with which a student begins by ``{"init": {"upload": ID}}``; or a program of
+                torch.export (.pt2), which is the student ``uploaded/ID``. It is streamed from disk; the same bytes
+                again give the same file.
             name: for people; the file's name by default.
         """
         with path.open("rb") as file:

@@ -17,6 +17,8 @@ from service.db.transitions import existing, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
 from workers.config.initial_weights import UploadedWeights
 from workers.config.job import Plan
+from workers.students.catalog import plain_name
+from workers.students.program import is_uploaded
 
 # What a retry has in common with what it tries again.
 _KEPT_JOB = ("name", "tags", "note", "teacher_id", "teacher", "plan", "priority", "parallel_runs", "samples")
@@ -109,6 +111,8 @@ class JobPosting:
             for student in plan.students:
                 if isinstance(student.init, UploadedWeights):
                     existing(session, StudentFileRecord, student.init.upload)
+                if is_uploaded(student.name):
+                    existing(session, StudentFileRecord, plain_name(student.name))
             job = _new_job(plan, teachers)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             job.tags, job.note, job.samples = list(tags) or None, note, samples

@@ -49,6 +49,12 @@ class StudentFiles:
             session.add(file)
             return file, True
 
+    def has(self, sha256: str) -> bool:
+        """Whether a file with this digest is kept."""
+        with self._database.read() as session:
+            found = session.scalar(select(StudentFileRecord.id).where(StudentFileRecord.sha256 == sha256))
+        return found is not None
+
     def delete(self, id: str) -> None:
         """Delete a file.
 

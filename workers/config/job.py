@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from workers.config.cache import CacheOptions
 from workers.config.combination import (
@@ -20,8 +20,9 @@ from workers.config.combination import (
 )
 from workers.config.dataset import DatasetSpec
 from workers.config.export import Export
-from workers.config.initial_weights import InitialWeights
 from workers.config.recipes import Recipe
+from workers.config.student import Student
+from workers.config.student import StudentSpec as StudentSpec
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
@@ -30,32 +31,9 @@ from workers.errors import InvalidJob, UnknownName
 from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import AtMost, Flag, Seed, Spec
-from workers.students.catalog import check_drop_path, check_student
+from workers.students.catalog import check_drop_path
 
 RUNS_MAX = 1000
-
-
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class StudentSpec(Spec):
-    """A student architecture; a bare name in JSON is accepted for it.
-
-    Attributes:
-        init: its first weights: drawn from the run's seed (``random``), an earlier run's, or a file's.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    init: InitialWeights = Field("random", exclude_if=lambda given: given == "random")
-
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        check_student(self.name)
-        return self
-
-
-Student = Annotated[StudentSpec, BeforeValidator(_named, json_schema_input_type=StudentSpec | str)]
 
 
 class RunSpec(Spec):

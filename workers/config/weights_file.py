@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from workers.config.initial_weights import RunWeights, StoredInit, UploadedWeights
+from workers.config.job import StudentSpec
 from workers.config.task import Folders
 from workers.data.confinement import inside, resolve, root_folder
 from workers.errors import InvalidDataset, InvalidJob
 from workers.files import file_sha256
 from workers.students.catalog import plain_name
+from workers.students.program import is_uploaded
 
 # What torch.save writes: a pickle, which nothing here opens.
 _PICKLES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"})
@@ -53,6 +55,24 @@ def find_weights(init: StoredInit, student: str, folders: Folders) -> Path:
         )
     if not path.is_file():
         raise InvalidJob(f"weights {init.weights!r} are no file, nor a folder with {MODEL_FILE} and config.json")
+    return path
+
+
+def find_program(student: StudentSpec, folders: Folders) -> Path | None:
+    """File of a student that is an uploaded program; None of all others.
+
+    Raises:
+        InvalidJob: it is gone or has changed, or no service has looked it up.
+    """
+    if not is_uploaded(student.name):
+        return None
+    if student.program is None:
+        raise InvalidJob(
+            f"student {student.name!r} is an upload, which the service alone can look up: submit the job there"
+        )
+    path = folders.student_files / f"{student.program}.safetensors"
+    if not path.is_file() or file_sha256(path) != student.program:
+        raise InvalidJob(f"the file of student {student.name!r} is gone or damaged: upload it again, and post anew")
     return path
 
 

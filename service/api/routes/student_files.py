@@ -17,7 +17,11 @@ from service.db.ids import new_id
 from service.db.student_file_record import StudentFileRecord
 from service.db.student_files import StudentFiles
 from service.errors import InvalidRequest
+from workers.onnx.packing import PackedFile
+from workers.student_files.fit import can_check
 from workers.student_files.inspection import inspect_weights
+from workers.student_files.programs import convert_program, may_be_program, try_program
+from workers.students.program import PREFIX
 
 router = APIRouter(prefix="/student-files", tags=["student-files"], responses=responses(401, 403, 500, 503))
 
@@ -26,13 +30,27 @@ _INSPECTIONS = anyio.CapacityLimiter(INSPECTIONS_MAX)
 
 def show(row: StudentFileRecord) -> StudentFile:
     """Document of a file's row."""
-    return StudentFile.model_validate(row, from_attributes=True)
+    program = row.program or {}
+    return StudentFile(
+        id=row.id,
+        kind=row.kind,
+        name=row.name,
+        sha256=row.sha256,
+        size_bytes=row.size_bytes,
+        tensors=row.tensors,
+        parameters=row.parameters,
+        dtypes=row.dtypes,
+        student=PREFIX + row.id if row.kind == "program" else None,
+        shape=program.get("shape"),
+        classes=program.get("classes"),
+        created_at=row.created_at,
+    )
 
 
 @router.post(
     "",
     operation_id="create_student_file",
-    summary="Upload weights of a student",
+    summary="Upload weights or a program of a student",
     dependencies=[WRITE],
     status_code=201,
     responses={
@@ -47,10 +65,12 @@ def show(row: StudentFileRecord) -> StudentFile:
     },
 )
 async def create_student_file(request: Request, ctx: Ctx, response: Response) -> StudentFile:
-    """A safetensors file as the form field `file`, beside `name`; no pickle is taken.
+    """A safetensors file or a torch.export program (.pt2) as the form field `file`, beside `name`; no pickle is opened.
 
-    Its header and values are checked before it is kept; whether its tensors are a student's, when a job names it as
-    `{"init": {"upload": ID}}`. The same bytes are the same file.
+    Weights: header and values are checked before they are kept; whether the tensors are a student's, when a job names
+    them as `{"init": {"upload": ID}}`. A program becomes the student `uploaded/ID`: its graph, of operators from a
+    list, and its tensors are written anew, and it is trained for a step in a confined process if torch is there. The
+    same bytes are the same file.
     """
     settings = ctx.settings
     await anyio.to_thread.run_sync(ctx.check_disk, int(request.headers.get("content-length", "0")))
@@ -71,18 +91,31 @@ async def create_student_file(request: Request, ctx: Ctx, response: Response) ->
 def _register(upload: Upload, ctx: Context) -> tuple[StudentFileRecord, bool]:
     if upload.data is not None:
         raise InvalidRequest("the field `data` is of teachers: weights are one file, the field `file`", "#/data")
+    files = StudentFiles(ctx.database, ctx.settings)
     name = upload_name(upload.fields.get("name"), upload.sha256)
-    weights = inspect_weights(upload.path, ctx.settings.inspect_timeout_s)
+    timeout_s, program = ctx.settings.inspect_timeout_s, None
+    if may_be_program(upload.path):
+        bytes_max = ctx.settings.student_file_max_bytes
+        file, weights, program = convert_program(
+            upload.path, bytes_max=bytes_max, timeout_s=timeout_s, check_room=ctx.check_disk
+        )
+        if can_check() and not files.has(file.sha256):
+            try_program(upload.path, timeout_s=timeout_s)
+    else:
+        weights = inspect_weights(upload.path, timeout_s)
+        file = PackedFile(upload.sha256, upload.size_bytes)
     row = StudentFileRecord(
         id=new_id("stf"),
+        kind="weights" if program is None else "program",
         name=name,
-        sha256=upload.sha256,
-        size_bytes=upload.size_bytes,
+        sha256=file.sha256,
+        size_bytes=file.size_bytes,
         tensors=weights.tensors,
         parameters=weights.values,
         dtypes=weights.dtypes,
+        program=None if program is None else program.model_dump(mode="json"),
     )
-    return StudentFiles(ctx.database, ctx.settings).add(row, lambda path: place(upload.path, path))
+    return files.add(row, lambda path: place(upload.path, path))
 
 
 @router.get(

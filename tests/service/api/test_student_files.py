@@ -13,8 +13,10 @@ from service.client.client import Client
 from service.operations.data_dir import unknown_files
 from service.settings import MiB
 from tests.service.api.test_routes import problem
+from tests.support.exported_programs import Tiny, exported
 from tests.support.service_helpers import Api, make_settings, running_api
 from workers.students.build import build_student
+from workers.students.program import read_program
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -100,7 +102,7 @@ def test_uploads_that_are_no_weights_are_refused_and_leave_nothing(api: Api, tmp
     torch.save({"w": torch.zeros(3)}, tmp_path / "w.pth")
     nan = weights(classifier__bias=torch.full((10,), float("nan")))
     for content, message in (
-        ((tmp_path / "w.pth").read_bytes(), "a pickle runs code when it is opened"),
+        ((tmp_path / "w.pth").read_bytes(), "the archive holds 0 programs of torch.export"),
         (b"not weights at all", "no safetensors file"),
         (nan, "tensor 'classifier.bias' has values that are not finite"),
         (weights()[:-1], "cut off or damaged"),
@@ -109,6 +111,39 @@ def test_uploads_that_are_no_weights_are_refused_and_leave_nothing(api: Api, tmp
     two = api.client.post("/v1/student-files", files={"file": ("a", weights()), "data": ("b", b"x")})
     assert "is of teachers" in problem(two, 422, "invalid-request")["detail"]
     assert kept(api) == []
+
+
+def test_program_is_a_student_of_jobs_which_need_it(api: Api, tmp_path: Path) -> None:
+    """Its safe form is kept, in place of the archive."""
+    content = exported(Tiny(), tmp_path / "p").read_bytes()
+    made = upload(api, content, name="tiny")
+    assert made.status_code == 201, made.text
+    file = made.json()
+    assert (file["kind"], file["student"]) == ("program", f"uploaded/{file['id']}")
+    assert (file["shape"], file["classes"], file["parameters"]) == ([1, 8, 8], 10, 197)
+    assert kept(api) == [f"{file['sha256']}.safetensors"]
+    assert read_program(api.settings.student_file_path(file["sha256"])).classes == 10
+    assert upload(api, content).json() == file
+    job = api.post_job(students=[file["student"]])
+    assert job["plan"]["students"] == [{"name": file["student"], "program": file["sha256"]}]
+    assert f"used by job {job['id']}" in api.client.delete(f"/v1/student-files/{file['id']}").text
+    api.client.post(f"/v1/jobs/{job['id']}/cancel")
+    weights_id = upload(api, weights()).json()["id"]
+    other = upload(api, exported(Tiny(classes=7), tmp_path / "q").read_bytes()).json()["student"]
+    for students, message in (
+        ([f"uploaded/{weights_id}"], "is of the kind weights, not program"),
+        ([{"name": "cnn_s", "init": {"upload": file["id"]}}], "is of the kind program, not weights"),
+        (["uploaded/stf_00000000000000000000000000"], "upload it with POST /v1/student-files"),
+        (["uploaded/mine"], "unknown student 'uploaded/mine'"),
+        ([other], "gives 7 logits, and there are 10 classes"),
+    ):
+        refused = api.client.post("/v1/jobs", json=api.job_body(students=students))
+        assert refused.status_code == 422, refused.text
+        assert message in refused.text
+    assert api.client.delete(f"/v1/student-files/{file['id']}").status_code == 204
+    evaluated = exported(Tiny().eval(), tmp_path / "e").read_bytes()
+    assert "call model.train() first" in problem(upload(api, evaluated), 422, "invalid-student-file")["detail"]
+    assert len(kept(api)) == 2
 
 
 def test_uploads_have_a_limit_of_their_own(tmp_path: Path) -> None:

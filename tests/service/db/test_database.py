@@ -90,6 +90,7 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
         {
             **{"id": new_id("stf"), "name": "begun", "sha256": "b" * 64, "size_bytes": 100, "created_at": AT},
             **{"tensors": 2, "parameters": 20, "dtypes": ["F32"]},
+            **{"kind": "program", "program": {"shape": [3, None, None], "classes": 10}},
         },
     ],
     "datasets": [

@@ -125,7 +125,14 @@ def test_backup_and_restore_bring_back_uploaded_files_of_students(tmp_path: Path
     old = make_settings(tmp_path / "old")
     with open_database(old) as database:
         sha256 = hashlib.sha256(b"weights").hexdigest()
-        described = {"name": "begun", "size_bytes": 7, "tensors": 1, "parameters": 1, "dtypes": ["F32"]}
+        described = {
+            "kind": "weights",
+            "name": "begun",
+            "size_bytes": 7,
+            "tensors": 1,
+            "parameters": 1,
+            "dtypes": ["F32"],
+        }
         row = StudentFileRecord(id=new_id("stf"), sha256=sha256, **described)
         StudentFiles(database, old).add(row, lambda path: void(path.write_bytes(b"weights")))
     backup(old, tmp_path / "b")
