@@ -12,6 +12,8 @@ DOCS_PATH = "/docs"
 REDOC_PATH = "/redoc"
 UPLOAD_PATH = f"{API_PREFIX}/teachers"
 IMPORT_PATH = f"{API_PREFIX}/caches"
+STUDENT_UPLOAD_PATH = f"{API_PREFIX}/student-files"
+UPLOAD_PATHS = frozenset({UPLOAD_PATH, IMPORT_PATH, STUDENT_UPLOAD_PATH})
 # Asked by load balancers and supervisors, which have no key and must not be kept waiting.
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.

@@ -49,6 +49,7 @@ class Settings(BaseSettings):
         teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx.check`` reads no
             larger one.
         logits_max_bytes: the largest file of logits that is imported, and the most bytes of its rows as float32.
+        student_file_max_bytes: the largest file of a student's weights that is accepted.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
@@ -115,6 +116,7 @@ class Settings(BaseSettings):
 
     teacher_max_bytes: Annotated[int, Field(ge=0, le=TEACHER_MAX_BYTES)] = GiB
     logits_max_bytes: SizeBytes = 4 * GiB
+    student_file_max_bytes: SizeBytes = GiB
     body_max_bytes: SizeBytes = MiB
     caches_max_bytes: SizeBytes = 0
     jobs_max_age_days: Days = 0.0
@@ -198,6 +200,11 @@ class Settings(BaseSettings):
         return self.data_dir.resolve() / "teachers"
 
     @property
+    def student_files_dir(self) -> Path:
+        """``<sha256>.safetensors``, one file per uploaded file of a student."""
+        return self.data_dir.resolve() / "student-files"
+
+    @property
     def smoke_dir(self) -> Path:
         """Markers of the teachers that have passed their smoke run."""
         return self.data_dir.resolve() / "smoke"
@@ -241,6 +248,10 @@ class Settings(BaseSettings):
         """Path of the teacher with this digest (64 hex digits)."""
         return self.teachers_dir / f"{sha256}.onnx"
 
+    def student_file_path(self, sha256: str) -> Path:
+        """Path of the uploaded file of a student with this digest (64 hex digits)."""
+        return self.student_files_dir / f"{sha256}.safetensors"
+
     @property
     def folder_names(self) -> dict[str, str]:
         """Names that clients read in place of the server's absolute paths, by path, see ``texts.without_folders``."""
@@ -250,7 +261,10 @@ class Settings(BaseSettings):
 
     def make_folders(self) -> None:
         """Create the folders below ``data_dir``; existing ones are left alone."""
-        for folder in (self.teachers_dir, self.caches_dir, self.datasets_dir, self.jobs_dir):
+        for folder in (
+            *(self.teachers_dir, self.student_files_dir),
+            *(self.caches_dir, self.datasets_dir, self.jobs_dir),
+        ):
             folder.mkdir(parents=True, exist_ok=True)
 
 

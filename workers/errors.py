@@ -7,6 +7,7 @@
     │   ├── InvalidTeacher        (ValueError)  the ONNX file or its preprocessing cannot be used
     │   ├── InvalidDataset        (ValueError)  missing, malformed or outside the data root
     │   ├── InvalidLogits         (ValueError)  logits that were to be imported cannot be used
+    │   ├── InvalidStudentFile    (ValueError)  an uploaded file of a student cannot be used
     │   ├── InvalidMethod         (ValueError)  a parameter or combination that is not defined
     │   ├── InvalidJob            (ValueError)  the job as a whole makes no sense
     │   ├── UnknownName           (LookupError) a method, student, parameter ... that does not exist
@@ -51,6 +52,10 @@ class InvalidDataset(UserError, ValueError):
 
 class InvalidLogits(UserError, ValueError):
     """A file of logits that was to be imported cannot be used, or its rows are not those of the dataset."""
+
+
+class InvalidStudentFile(UserError, ValueError):
+    """An uploaded file of a student is damaged, hostile or of a kind that is not taken."""
 
 
 class InvalidMethod(UserError, ValueError):

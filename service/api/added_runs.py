@@ -1,5 +1,6 @@
 """Checks of runs that are added to a job: those of a new job, with its dataset, teachers and training as they are."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from service.api.cost import cost_of
@@ -41,15 +42,24 @@ def check_added(job: JobRecord, block: RunBlock, context: Context) -> CheckedJob
     return check_plan(whole, teachers_of(job, context), context.settings)
 
 
-def preview_of_added(checked: CheckedJob, context: Context) -> JobPreview:
-    """Preview of the runs that were checked last: these alone with their cost, and the plan that the job would have."""
+def added_alone(checked: CheckedJob) -> CheckedJob:
+    """The job of the runs alone that were checked last."""
     total, added = len(checked.plan.runs()), checked.plan.added[-1]
-    alone = replace(checked, plan=checked.plan.of_runs(range(total - added.count, total)))
+    return replace(checked, plan=checked.plan.of_runs(range(total - added.count, total)))
+
+
+def preview_of_added(checked: CheckedJob, weights: Sequence[str], context: Context) -> JobPreview:
+    """Preview of the runs that were checked last: these alone with their cost, and the plan that the job would have.
+
+    Args:
+        weights: sentences on their first weights.
+    """
+    alone = added_alone(checked)
     gradients: list[str] = []
     if len(checked.teachers) == 1:  # the rows of several are combined, and in no cache of one
         digest = checked.teacher.sha256
         gradients = gradient_warnings_of_plan(alone.plan, digest, context.settings.caches_dir)
-    preview = preview_of(alone, [*checked.source.notes, *gradients], cost_of(alone, context))
+    preview = preview_of(alone, [*checked.source.notes, *gradients, *weights], cost_of(alone, context))
     return preview.model_copy(update={"plan": checked.plan})
 
 

@@ -47,13 +47,14 @@ from service.api.routes import (
     reports,
     run_logs,
     runs,
+    student_files,
     teachers,
     temperatures,
     webhooks,
 )
 from service.db.api_keys import NOTE_USES_S, KeyRing
 from service.db.webhook_outbox import WebhookOutbox
-from service.paths import API_PREFIX, DOCS_PATH, IMPORT_PATH, REDOC_PATH, UPLOAD_PATH
+from service.paths import API_PREFIX, DOCS_PATH, IMPORT_PATH, REDOC_PATH, STUDENT_UPLOAD_PATH, UPLOAD_PATH
 from service.settings import Settings
 from service.version import service_version
 from service.webhooks.dispatcher import WebhookDispatcher
@@ -68,7 +69,7 @@ DESCRIPTION = """Distil students from a teacher whose logits are computed once.
 Every error is `application/problem+json` (RFC 9457). Lists go on with `after=last_id` while `has_more`.
 
 Where there are API keys, send `Authorization: Bearer KEY`. GET needs a key with the scope read; what changes something,
-write; deleting a teacher, dataset, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
+write; deleting a teacher, student file, dataset, cache, job or run, `/v1/gc` and `/v1/keys`, admin.
 """
 log = structlog.get_logger("service.api.app")
 
@@ -98,13 +99,14 @@ def create_app(settings: Settings) -> FastAPI:
     silence_s, upload_s = settings.body_stall_s, settings.upload_stall_s
     body = settings.body_max_bytes, Pace(silence_s, silence_s, BODY_BYTES_PER_S)
     pace = Pace(silence_s, upload_s, BUFFER_BYTES / upload_s)
-    uploads = {UPLOAD_PATH: settings.teacher_max_bytes, IMPORT_PATH: settings.logits_max_bytes}
+    uploads = {
+        UPLOAD_PATH: settings.teacher_max_bytes,
+        IMPORT_PATH: settings.logits_max_bytes,
+        STUDENT_UPLOAD_PATH: settings.student_file_max_bytes,
+    }
+    limits = {path: (most + UPLOAD_EXTRA_BYTES, pace) for path, most in uploads.items()}
     # The last one added is the outermost.
-    app.add_middleware(
-        BodyLimit,
-        default=body,
-        paths={path: (most + UPLOAD_EXTRA_BYTES, pace) for path, most in uploads.items()},
-    )
+    app.add_middleware(BodyLimit, default=body, paths=limits)
     app.add_middleware(ResponseCache, version=context.version)
     app.add_middleware(
         AdmissionMiddleware,
@@ -123,7 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(health.router, dependencies=[Depends(check_query)], responses=problems.responses(422))
     of_jobs = (jobs, added_runs, reports, curves, temperatures, runs, extensions, gallery, run_logs)
     modules = (
-        *(teachers, datasets, pictures, bad_pictures, catalog, caches, cache_exports, cache_imports),
+        *(teachers, student_files, datasets, pictures, bad_pictures, catalog, caches, cache_exports, cache_imports),
         *(*of_jobs, job_control, deletions, events, webhooks, gc, keys),
     )
     for router in (metrics.router, *(module.router for module in modules)):
@@ -140,7 +142,8 @@ def create_app(settings: Settings) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.settings.make_folders()
-    log.info("api starts", swept_uploads=sweep(context.settings.teachers_dir))
+    folders = (context.settings.teachers_dir, context.settings.student_files_dir)
+    log.info("api starts", swept_uploads=sum(map(sweep, folders)))
     maintenance = asyncio.create_task(_maintain(context))
     async with WebhookDispatcher(context.settings, context.webhook_hosts, WebhookOutbox(context.database)):
         yield

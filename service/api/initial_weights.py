@@ -3,24 +3,34 @@
 from collections.abc import Sequence
 
 from service.api.dependencies import Context
+from service.api.job_checks import CheckedJob, student_size
 from service.db.models import RunRecord
 from service.db.states import State
+from service.db.student_file_record import StudentFileRecord
 from service.errors import InvalidRequest
-from workers.config.initial_weights import FileWeights, RunWeights
+from workers.config.initial_weights import FileWeights, RunWeights, UploadedWeights
 from workers.config.job import Plan, StudentSpec
 from workers.config.task import Folders
-from workers.config.weights_file import check_digest, find_weights
+from workers.config.weights_file import check_digest, describe_weights, find_weights
 from workers.errors import InvalidJob
 from workers.run_files import WEIGHTS
+from workers.student_files.fit import can_check, check_fit
+from workers.students.catalog import OWN, PREFIX, plain_name
+from workers.students.program import is_uploaded, read_program
+
+# Pixels a side, where only decoding tells how large the pictures are.
+_ANY_SIDE = 224
+_RGB = 3
 
 
 def with_known_weights(plan: Plan, context: Context) -> Plan:
     """The plan whose students name the SHA-256 of the weights that they begin with.
 
-    Whether the tensors are the student's is checked when the job starts, before the teacher is run: it takes torch.
+    Whether the tensors are the student's is checked when the job starts, before the teacher is run; of uploaded files
+    by ``check_uploaded_weights`` as well.
 
     Raises:
-        InvalidRequest: there is no such run, or it was of another student or has not succeeded.
+        InvalidRequest: there is no such run or upload, or the run was of another student or has not succeeded.
         InvalidJob: there is no such file, or it has another digest than the job gives.
     """
     students = known_students(plan.students, context)
@@ -47,16 +57,85 @@ def known_students(
 
 
 def _with_weights(student: StudentSpec, pointer: str, context: Context, folders: Folders) -> StudentSpec:
+    if is_uploaded(student.name):
+        student = _with_program(student, pointer.removesuffix("/init"), context)
     init = student.init
     if init == "random":
         return student
-    known: RunWeights | FileWeights
+    known: RunWeights | FileWeights | UploadedWeights
     if isinstance(init, FileWeights):
         known = init.model_copy(update={"sha256": check_digest(init, find_weights(init, student.name, folders))})
+    elif isinstance(init, UploadedWeights):
+        known = _of_upload(init, pointer, context)
+        find_weights(known, student.name, folders)
     else:
         known = _of_run(init, student, pointer, context)
         find_weights(known, student.name, folders)
     return student.model_copy(update={"init": known})
+
+
+def _with_program(student: StudentSpec, pointer: str, context: Context) -> StudentSpec:
+    """The student with the digest of its program, as the database has it."""
+    file = _uploaded(plain_name(student.name), "program", pointer, context)
+    if student.program not in (None, file.sha256):
+        raise InvalidJob(f"the program {student.name!r} has SHA-256 {file.sha256}, expected {student.program}")
+    if not context.settings.student_file_path(file.sha256).is_file():
+        raise InvalidJob(f"the file of student {student.name!r} is gone: upload it again")
+    return student.model_copy(update={"program": file.sha256})
+
+
+def _uploaded(id: str, kind: str, pointer: str, context: Context) -> StudentFileRecord:
+    """Row of an uploaded file. Raises InvalidRequest: there is none, or it is of another kind."""
+    try:
+        file = context.queries.get(StudentFileRecord, id)
+    except LookupError as error:
+        raise InvalidRequest(f"{error}: upload it with POST /v1/student-files", pointer) from error
+    if file.kind != kind:
+        way = f'"uploaded/{id}" names it as a student' if kind == "weights" else '"init" of a student names it'
+        raise InvalidRequest(f"student file {id} is of the kind {file.kind}, not {kind}: {way}", pointer)
+    return file
+
+
+def _of_upload(init: UploadedWeights, pointer: str, context: Context) -> UploadedWeights:
+    """Digest of uploaded weights, as the database has it."""
+    file = _uploaded(init.upload, "weights", pointer, context)
+    if init.sha256 not in (None, file.sha256):
+        raise InvalidJob(f"the upload {init.upload} has SHA-256 {file.sha256}, expected {init.sha256}")
+    return init.model_copy(update={"sha256": file.sha256})
+
+
+def check_uploaded_weights(job: CheckedJob, context: Context) -> list[str]:
+    """Compare uploaded weights with their students, by name and shape; a sentence on each.
+
+    Nothing is compared where the number of classes is not known yet, or this machine has no torch: the job does it when
+    it starts.
+
+    Raises:
+        InvalidJob: they are not the student's; naming the tensors.
+    """
+    classes, size = job.source.classes, student_size(job.plan)
+    notes = []
+    for student in job.plan.all_students:
+        if classes and student.program is not None and size is not None:
+            program = read_program(context.settings.student_file_path(student.program))
+            program.check_input(student.name, classes, program.shape[0] or _RGB, min(size))
+    for student in job.plan.all_students if classes and can_check() else ():
+        init = student.init
+        if is_uploaded(student.name):
+            continue
+        if not isinstance(init, UploadedWeights) or init.sha256 is None:
+            continue
+        path = context.settings.student_file_path(init.sha256)
+        side = _ANY_SIDE if size is None else min(size)
+        try:
+            fit = check_fit(path, student.name, classes, side, timeout_s=context.settings.inspect_timeout_s)
+        except InvalidJob as error:
+            if size is None and (student.name not in OWN or student.name.startswith(PREFIX)):
+                # Their shapes may be those of another size.
+                continue
+            raise InvalidJob(f"student {student.name!r} cannot begin with the upload {init.upload}: {error}") from error
+        notes.append(f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}")
+    return notes
 
 
 def _of_run(init: RunWeights, student: StudentSpec, pointer: str, context: Context) -> RunWeights:

@@ -38,6 +38,7 @@ from service.cli import (
     resources,
     serve,
     streams,
+    students,
     trackers,
     webhooks,
 )
@@ -62,6 +63,7 @@ extend.register(app)
 evaluate.register(app)
 reports.register(app)
 resources.register(app)
+students.register(app)
 recipes.register(app)
 methods.register(app)
 caches.register(app)

@@ -111,6 +111,8 @@ def _usage(usage: Document) -> RenderableType:
         ("decoded data", "", usage["decoded_bytes"]),
         ("caches", "", usage["caches_bytes"]),
         ("teachers", "", usage["teachers_bytes"]),
+        # A service of an earlier version has none.
+        ("files of students", "", usage.get("student_files_bytes", 0)),
         ("database", f"{render.size(free)} of it to be used again" if free else "", usage["database_bytes"]),
     ]
     return render.table(("kept", "", "size>"), [(name, note, render.size(size)) for name, note, size in rows])

@@ -1,4 +1,4 @@
-"""Commands about teachers, datasets, methods and students."""
+"""Commands about teachers, datasets and methods."""
 
 import json
 from pathlib import Path
@@ -27,8 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
     for name, group in (("teachers", teachers), ("datasets", datasets)):
         app.add_typer(group, name=name, rich_help_panel=PANEL)
-    for command in (methods, students):
-        app.command(rich_help_panel=PANEL)(command)
+    app.command(rich_help_panel=PANEL)(methods)
 
 
 # ----------------------------------------------------------------------------------------- teachers
@@ -190,7 +189,7 @@ def delete_dataset(
         client.delete_dataset(id)
 
 
-# -------------------------------------------------------------------------------- methods, students
+# ------------------------------------------------------------------------------------------ methods
 
 
 def methods(context: typer.Context) -> None:
@@ -200,17 +199,6 @@ def methods(context: typer.Context) -> None:
         found = client.methods()
     headers = ("id", "title", "paper", "formula")
     rows = [(item["id"], item["title"], item["paper"], item["formula"]) for item in found]
-    options.show(found, lambda: render.table(headers, rows))
-
-
-def students(context: typer.Context) -> None:
-    """List the networks that can be trained."""
-    options = session(context)
-    with options.client() as client:
-        found = client.students()
-    headers = ("name", "family", "parameters>", "summary")
-    sizes = ["" if item["parameters_100"] is None else f"{item['parameters_100']:,}" for item in found]
-    rows = [(item["name"], item["family"], size, item["summary"]) for item, size in zip(found, sizes, strict=True)]
     options.show(found, lambda: render.table(headers, rows))
 
 

@@ -352,6 +352,7 @@ class GcUsage(TypedDocument):
     decoded_bytes: int
     caches_bytes: int
     teachers_bytes: int
+    student_files_bytes: int
     database_bytes: int
     database_free_bytes: int
 
@@ -895,6 +896,24 @@ class Student(TypedDocument):
     min_side: int
     torchvision: bool
     json_schema: dict[str, Any]
+
+
+class StudentFile(TypedDocument):
+    """Weights of a student, or a program with its weights, that was uploaded and checked."""
+
+    object: Literal["student_file"]
+    id: str
+    kind: Literal["weights", "program"]
+    name: str
+    sha256: str
+    size_bytes: int
+    tensors: int
+    parameters: int
+    dtypes: list[str]
+    student: str | None
+    shape: list[int | None] | None
+    classes: int | None
+    created_at: str
 
 
 class Value(TypedDocument):

@@ -1,5 +1,5 @@
 # Generated from asynchronous/resource_routes.py by python -m tests.repository.documents: change it there.
-"""Routes of teachers, datasets and caches, a method of the client each."""
+"""Routes of teachers, files of students, datasets and caches, a method of the client each."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from service.client.transport import LONG_S, path_part
 
 
 class ResourceRoutes:
-    """Methods of the client about teachers, datasets and caches."""
+    """Methods of the client about teachers, files of students, datasets and caches."""
 
     _connection: ServiceConnection
 
@@ -82,11 +82,43 @@ class ResourceRoutes:
         """Delete a teacher; refused while a job that has not ended uses it."""
         self._connection.done("DELETE", f"/v1/teachers/{path_part(teacher_id)}", repeat=False)
 
+    def upload_student_file(self, path: Path, *, name: str | None = None) -> documents.StudentFile:
+        """Upload a file of a student: weights, or a program, which is its own architecture.
+
+        Args:
+            path: a safetensors file, with which a student begins by ``{"init": {"upload": ID}}``; or a program of
+                torch.export (.pt2), which is the student ``uploaded/ID``. It is streamed from disk; the same bytes
+                again give the same file.
+            name: for people; the file's name by default.
+        """
+        with path.open("rb") as file:
+            return self._connection.typed(
+                "POST",
+                "/v1/student-files",
+                documents.StudentFile,
+                data={"name": name or path.stem},
+                files={"file": (path.name, file, "application/octet-stream")},
+                timeout=LONG_S,
+                repeat=False,
+            )
+
+    def student_files(self, *, name: str | None = None) -> Iterator[documents.StudentFile]:
+        """List the uploaded files of students; ``name`` keeps those whose name holds it."""
+        return self._connection.pages("/v1/student-files", documents.StudentFile, {"name": name} if name else {})
+
+    def student_file(self, student_file_id: str) -> documents.StudentFile:
+        """Get an uploaded file of a student."""
+        return self._connection.typed("GET", f"/v1/student-files/{path_part(student_file_id)}", documents.StudentFile)
+
+    def delete_student_file(self, student_file_id: str) -> None:
+        """Delete an uploaded file of a student; refused while a job that has not ended needs it."""
+        self._connection.done("DELETE", f"/v1/student-files/{path_part(student_file_id)}", repeat=False)
+
     def preview_deletion(self, kind: str, id: str) -> documents.Deletion:
         """Say what a deletion would free (``frees_bytes``), or why it is refused now (``refused``).
 
         Args:
-            kind: ``"jobs"``, ``"runs"``, ``"datasets"``, ``"teachers"`` or ``"caches"``.
+            kind: ``"jobs"``, ``"runs"``, ``"datasets"``, ``"teachers"``, ``"student-files"`` or ``"caches"``.
             id: of one of these.
         """
         path = f"/v1/{path_part(kind)}/{path_part(id)}/deletion"

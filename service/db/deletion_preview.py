@@ -11,6 +11,7 @@ from service.db.api_queries import DATASET
 from service.db.database import Database
 from service.db.deletion import check_deletable, check_job, check_teacher, copies_of, removable_copies
 from service.db.models import DatasetRecord, JobRecord, RunRecord, TeacherRecord
+from service.db.student_files import check_student_file
 from service.db.transitions import existing
 from service.db.usage import size_of
 from service.errors import Conflict
@@ -76,6 +77,10 @@ class DeletionPreviews:
             return [] if is_shared else [self._settings.teacher_path(sha256)]
 
         return self._look(files)
+
+    def student_file(self, id: str) -> DeletionPreview:
+        """Of an uploaded file of a student. Raises NotFound."""
+        return self._look(lambda session: [self._settings.student_file_path(check_student_file(session, id).sha256)])
 
     def _look(self, choose: Callable[[Session], Iterable[Path]]) -> DeletionPreview:
         try:

@@ -12,9 +12,13 @@ from service.db.ids import new_id
 from service.db.job_teachers import ChosenTeacher, deleted_teachers, document_of, name_of
 from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
+from service.db.student_file_record import StudentFileRecord
 from service.db.transitions import existing, runs_of
 from service.errors import Conflict, IdempotencyMismatch, QueueFull
-from workers.config.job import Plan
+from workers.config.initial_weights import UploadedWeights
+from workers.config.job import Plan, StudentSpec
+from workers.students.catalog import plain_name
+from workers.students.program import is_uploaded
 
 # What a retry has in common with what it tries again.
 _KEPT_JOB = ("name", "tags", "note", "teacher_id", "teacher", "plan", "priority", "parallel_runs", "samples")
@@ -93,7 +97,7 @@ class JobPosting:
             The job, and whether it is new: False if the key was used meanwhile.
 
         Raises:
-            NotFound: the teacher was deleted meanwhile.
+            NotFound: the teacher, or a file of first weights, was deleted meanwhile.
             IdempotencyMismatch: as ``replay``.
             QueueFull: the API key has as many live jobs as it may have.
         """
@@ -105,6 +109,7 @@ class JobPosting:
             for each in teachers:
                 if not each.caches:
                     existing(session, TeacherRecord, each.record.id)
+            check_uploads(session, plan.all_students)
             job = _new_job(plan, teachers)
             job.priority, job.parallel_runs, job.key_id = priority, parallel_runs, key_id
             job.tags, job.note, job.samples = list(tags) or None, note, samples
@@ -213,6 +218,15 @@ def keep_key(session: Session, idempotency: Idempotency | None, job_id: str) -> 
     if idempotency is not None:
         own = {"key_id": idempotency.key_id, "key": idempotency.key, "digest": idempotency.digest}
         session.add(IdempotencyRecord(**own, job_id=job_id))
+
+
+def check_uploads(session: Session, students: Sequence[StudentSpec]) -> None:
+    """Raise NotFound if an uploaded file of a student, or of its first weights, is there no more."""
+    for student in students:
+        if isinstance(student.init, UploadedWeights):
+            existing(session, StudentFileRecord, student.init.upload)
+        if is_uploaded(student.name):
+            existing(session, StudentFileRecord, plain_name(student.name))
 
 
 def _new_job(plan: Plan, teachers: Sequence[ChosenTeacher]) -> JobRecord:

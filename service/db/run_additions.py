@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from service.db import webhook_outbox
-from service.db.job_posting import Idempotency, JobPosting, keep_key, new_runs, replayed
+from service.db.job_posting import Idempotency, JobPosting, check_uploads, keep_key, new_runs, replayed
 from service.db.job_teachers import deleted_teachers
 from service.db.models import JobRecord
 from service.db.states import TERMINAL, State
@@ -34,7 +34,7 @@ class RunAdditions(JobPosting):
             plan by now: nothing was done.
 
         Raises:
-            NotFound: the job was deleted meanwhile.
+            NotFound: the job was deleted meanwhile, or an uploaded file of a student.
             Conflict: it is being cancelled, or a teacher of it was deleted.
             IdempotencyMismatch: as ``replay``.
             QueueFull: it has ended, and its API key has as many live jobs as it may have.
@@ -51,6 +51,7 @@ class RunAdditions(JobPosting):
                 )
             if gone := deleted_teachers(session, job):
                 raise Conflict(f"the teacher {gone[0]} of {job.id} was deleted: upload it again and post a new job")
+            check_uploads(session, [student for block in plan.added for student in block.students])
             check()
             if job.state in TERMINAL:
                 self.check_queue(session, job.key_id)

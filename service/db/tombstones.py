@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 
 from service.db.database import Database
 from service.db.models import DeletedPathRecord, TeacherRecord, utc_now
+from service.db.student_file_record import StudentFileRecord
 from service.db.usage import size_of
 from service.settings import Settings
 from workers.data import decoded
 
 # A process that was just being ended may make its folder once more; it has died by then.
 TOMBSTONE_KEPT = timedelta(hours=1)
-_FOLDERS = frozenset({"jobs", "teachers", "datasets"})
+_FOLDERS = frozenset({"jobs", "teachers", "student-files", "datasets"})
 log = structlog.get_logger("retort.deletion")
 
 
@@ -64,8 +65,8 @@ class Tombstones:
         if tombstone is None:
             return 0
         target = self._data_dir / path
-        if kind == "teachers":
-            return self._remove_teacher(path, target)
+        if kind in {"teachers", "student-files"}:
+            return self._remove_upload(path, target)
         if kind == "datasets":
             freed = decoded.remove(self._settings.datasets_dir, name, tombstone.deleted_at)
             self._forget(path)
@@ -76,7 +77,7 @@ class Tombstones:
             self._forget(path)
         return freed
 
-    def _remove_teacher(self, path: str, target: Path) -> int:
+    def _remove_upload(self, path: str, target: Path) -> int:
         """In a transaction: the same bytes may be uploaded at the same moment."""
         freed = size_of(target)
         with self._database.write() as session:
@@ -84,7 +85,7 @@ class Tombstones:
             if tombstone is None:
                 return 0
             session.delete(tombstone)
-            if has_teacher(session, target.stem):
+            if _has_upload(session, path, target.stem):
                 return 0
             target.unlink(missing_ok=True)
         return freed
@@ -98,6 +99,12 @@ def bury(session: Session, paths: Iterable[str]) -> None:
     """Write tombstones for these paths, relative to the data directory."""
     for path in paths:
         session.merge(DeletedPathRecord(path=path, deleted_at=utc_now()))
+
+
+def _has_upload(session: Session, path: str, sha256: str) -> bool:
+    if path.startswith("teachers/"):
+        return has_teacher(session, sha256)
+    return session.scalar(select(StudentFileRecord.id).where(StudentFileRecord.sha256 == sha256)) is not None
 
 
 def has_teacher(session: Session, sha256: str) -> bool:

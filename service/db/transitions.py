@@ -26,15 +26,17 @@ from service.db.models import (
     utc_now,
 )
 from service.db.states import JOB_TABLE, TABLE, TERMINAL, WORKING, State, move
+from service.db.student_file_record import StudentFileRecord
 from service.errors import IllegalMove, NotFound
 
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
 # the database itself cannot be read; the next query then says so.
 DAMAGED = (ValueError, RecursionError, OperationalError)
 
-Row = TypeVar("Row", TeacherRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
+Row = TypeVar("Row", TeacherRecord, StudentFileRecord, DatasetRecord, JobRecord, RunRecord, KeyRecord)
 _KINDS: Mapping[type[Base], str] = {
     TeacherRecord: "teacher",
+    StudentFileRecord: "student file",
     DatasetRecord: "dataset",
     JobRecord: "job",
     RunRecord: "run",

@@ -24,6 +24,7 @@ class Usage:
     decoded_bytes: int
     caches_bytes: int
     teachers_bytes: int
+    student_files_bytes: int
     database_bytes: int
     database_free_bytes: int
 
@@ -43,6 +44,7 @@ def usage(settings: Settings, database: Database) -> Usage:
         decoded_bytes=size_of(settings.datasets_dir),
         caches_bytes=size_of(settings.caches_dir),
         teachers_bytes=size_of(settings.teachers_dir),
+        student_files_bytes=size_of(settings.student_files_dir),
         database_bytes=size_bytes,
         database_free_bytes=free_bytes,
     )

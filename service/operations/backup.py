@@ -93,8 +93,7 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
     files = {name: entry_of(folder / name)}
     _copy_known(settings, known, folder, files)
     missing = [path for path, sha256 in known.artifacts.items() if not _is_there(files, path, sha256)]
-    teachers = {f"teachers/{sha256}.onnx": sha256 for sha256 in known.teachers}
-    missing += [path for path, sha256 in teachers.items() if not _is_there(files, path, sha256)]
+    missing += [path for path, sha256 in known.uploads.items() if not _is_there(files, path, sha256)]
     if missing and not accept_missing:
         raise BackupFailed(
             f"{len(missing)} files that the database names are gone from {settings.data_dir.resolve()}, or damaged: "
@@ -153,12 +152,12 @@ def _snapshot_postgres(database: Database, target: Path) -> tuple[str, KnownFile
 
 
 def _copy_known(settings: Settings, known: KnownFiles, folder: Path, files: dict[str, FileEntry]) -> None:
-    """Copy the teachers and the attempts of the database, and add them to ``files``; what is gone is left out.
+    """Copy the uploads and the attempts of the database, and add them to ``files``; what is gone is left out.
 
     A run that trains meanwhile may replace its checkpoint by one of a later attempt, so these are copied first; of one
     that is gone by then the later one takes the place.
     """
-    sources = [(settings.teacher_path(sha256), f"teachers/{sha256}.onnx") for sha256 in sorted(known.teachers)]
+    sources = [(settings.data_dir.resolve() / path, path) for path in sorted(known.uploads)]
     for job, runs in known.attempts.items():
         for run, newest in runs.items():
             for attempt in range(1, newest + 1):

@@ -24,7 +24,7 @@ PARTIAL = ".partial"
 SQLITE_FILE = "database.sqlite3"
 POSTGRES_FILE = "database.pgdump"
 DECIDED = "decided.json"
-TOP_LEVEL = frozenset({SQLITE_FILE, POSTGRES_FILE, "teachers", "jobs", "caches"})
+TOP_LEVEL = frozenset({SQLITE_FILE, POSTGRES_FILE, "teachers", "student-files", "jobs", "caches"})
 
 
 class Manifest(BaseModel):

@@ -97,11 +97,19 @@ class KnownFiles:
         attempts: the newest attempt of each run, by job and run.
         artifacts: sha256 by path, relative to the data directory.
         teachers: sha256 of each teacher's file.
+        student_files: sha256 of each uploaded file of a student.
     """
 
     attempts: Mapping[str, Mapping[str, int]]
     artifacts: Mapping[str, str]
     teachers: frozenset[str]
+    student_files: frozenset[str]
+
+    @property
+    def uploads(self) -> dict[str, str]:
+        """sha256 by path of all uploaded files, relative to the data directory."""
+        teachers = {f"teachers/{sha256}.onnx": sha256 for sha256 in self.teachers}
+        return teachers | {f"student-files/{sha256}.safetensors": sha256 for sha256 in self.student_files}
 
 
 def known_files(query: Callable[[str], Iterable[Any]]) -> KnownFiles:
@@ -114,19 +122,26 @@ def known_files(query: Callable[[str], Iterable[Any]]) -> KnownFiles:
     for run, job, attempt in query("SELECT id, job_id, attempt FROM runs"):
         attempts.setdefault(job, {})[run] = attempt
     artifacts = dict(tuple(row) for row in query("SELECT path, sha256 FROM artifacts"))
-    return KnownFiles(attempts, artifacts, frozenset(sha for (sha,) in query("SELECT sha256 FROM teachers")))
+    teachers = frozenset(sha for (sha,) in query("SELECT sha256 FROM teachers"))
+    return KnownFiles(attempts, artifacts, teachers, frozenset(_student_files(query)))
+
+
+def _student_files(query: Callable[[str], Iterable[Any]]) -> Iterator[str]:
+    """sha256 of each uploaded file of a student; none in a database before migration 0018."""
+    [(version,)] = query("SELECT version_num FROM alembic_version")
+    if str(version) >= "0018":
+        yield from (sha for (sha,) in query("SELECT sha256 FROM student_files"))
 
 
 def unknown_files(settings: Settings, database: Database) -> str | None:
-    """Describe jobs, attempts and teachers whose files are there, and which the database does not know.
+    """Describe jobs, attempts and uploads whose files are there, and which the database does not know.
 
     It is then most likely older than they are: its write-ahead log was removed, or a copy was put in its place.
     """
     # The files first: what another process makes meanwhile is in the database before it has a file.
-    attempts, teachers = (
-        list(_attempts(settings.jobs_dir)),
-        [path.stem for path in settings.teachers_dir.glob("*.onnx")],
-    )
+    attempts = list(_attempts(settings.jobs_dir))
+    files = (*settings.teachers_dir.glob("*.onnx"), *settings.student_files_dir.glob("*.safetensors"))
+    uploads = {f"{path.parent.name}/{path.name}" for path in files}
     with database.read() as session:
         known = known_files(lambda statement: session.execute(text(statement)))
         # Their rows were deleted, and they are removed next.
@@ -142,8 +157,7 @@ def unknown_files(settings: Settings, database: Database) -> str | None:
     why = "it is older than these files, or another one"
     if not found:
         why = f"an upload that was killed in its last moment leaves such a file, or {why}"
-    unnamed = [f"teachers/{sha256}.onnx" for sha256 in sorted(set(teachers) - known.teachers)]
-    found += [path for path in unnamed if path not in deleted]
+    found += [path for path in sorted(uploads - known.uploads.keys()) if path not in deleted]
     if not found:
         return None
     return (

@@ -54,6 +54,7 @@ def places(settings: Settings, url: URL) -> list[Path]:
     """The folders that a service writes to, one for each disk; ``url`` is its database's."""
     data_dir = settings.data_dir.resolve()
     folders = [data_dir, settings.caches_dir, settings.jobs_dir, settings.datasets_dir, settings.teachers_dir]
+    folders.append(settings.student_files_dir)
     if url.get_backend_name() == "sqlite" and url.database:
         folders.append(Path(url.database).parent)
     found: dict[int, Path] = {}

@@ -96,7 +96,8 @@ class _Target:
         self._caches = settings.caches_dir
         # A folder of its own, because the caches may be on another disk.
         self._staged_caches = settings.caches_dir / STAGING
-        self._moves = [(self._staging / "teachers", settings.teachers_dir), (self._staging / "jobs", settings.jobs_dir)]
+        folders = (settings.teachers_dir, settings.student_files_dir, settings.jobs_dir)
+        self._moves = [(self._staging / folder.name, folder) for folder in folders]
         self._sqlite: tuple[Path, Path] | None = None
         if database.is_sqlite:
             path = Path(database.url.database or "").resolve()

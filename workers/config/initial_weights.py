@@ -1,4 +1,4 @@
-"""Initial weights of a student: drawn from the seed, those of an earlier run, or of a file below the data root."""
+"""Initial weights of a student: drawn from the seed, those of an earlier run, of a file, or of an uploaded one."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
@@ -37,16 +37,34 @@ class FileWeights(Spec):
     sha256: Sha256 | None = Field(None, exclude_if=lambda given: given is None)
 
 
+class UploadedWeights(Spec):
+    """Weights of a file that was uploaded to the service.
+
+    Attributes:
+        upload: id of the file (``POST /v1/student-files``).
+        sha256: of the file; the service fills it in, and refuses a job that gives another one.
+    """
+
+    upload: Annotated[str, Field(min_length=1, max_length=64)]
+    sha256: Sha256 | None = Field(None, exclude_if=lambda given: given is None)
+
+
 def _tag(value: object) -> str:
     if isinstance(value, str):
         return "random"
-    is_run = "run" in value if isinstance(value, Mapping) else isinstance(value, RunWeights)
-    return "run" if is_run else "weights"
+    kinds = {"run": RunWeights, "upload": UploadedWeights}
+    given = (
+        tag for tag, kind in kinds.items() if isinstance(value, kind) or (isinstance(value, Mapping) and tag in value)
+    )
+    return next(given, "weights")
 
 
+StoredInit: TypeAlias = RunWeights | FileWeights | UploadedWeights
+"""Weights that lie in a file."""
 InitialWeights: TypeAlias = Annotated[
     Annotated[Literal["random"], Tag("random")]
     | Annotated[RunWeights, Tag("run")]
+    | Annotated[UploadedWeights, Tag("upload")]
     | Annotated[FileWeights, Tag("weights")],
     Discriminator(_tag),
 ]

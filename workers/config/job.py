@@ -24,7 +24,7 @@ from workers.config.method_views import check_views, second_view_warnings
 from workers.config.recipes import Recipe
 from workers.config.run_block import RUNS_MAX, Methods, RunBlock, Seeds, Students, check_distinct
 from workers.config.run_block import RunSpec as RunSpec
-from workers.config.run_block import StudentSpec as StudentSpec
+from workers.config.student import StudentSpec as StudentSpec
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views

@@ -2,40 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import FailFast, Field
 
-from workers.config.initial_weights import InitialWeights
+from workers.config.student import Student, StudentSpec
 from workers.methods.catalog import MethodChoice
 from workers.methods.papers.base import Preset
 from workers.spec import AtMost, Seed, Spec
-from workers.students.catalog import check_student
 
 RUNS_MAX = 1000
 
 
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
-class StudentSpec(Spec):
-    """A student architecture; a bare name in JSON is accepted for it.
-
-    Attributes:
-        init: its first weights: drawn from the run's seed (``random``), an earlier run's, or a file's.
-    """
-
-    name: Annotated[str, Field(min_length=1, max_length=128)]
-    init: InitialWeights = Field("random", exclude_if=lambda given: given == "random")
-
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        check_student(self.name)
-        return self
-
-
-Student = Annotated[StudentSpec, BeforeValidator(_named, json_schema_input_type=StudentSpec | str)]
 Students = Annotated[tuple[Student, ...], AtMost(RUNS_MAX)]
 # The first wrong one ends it: each takes time to refuse, and its exceptions hold memory until all are told.
 Methods = Annotated[tuple[MethodChoice, ...], FailFast(), AtMost(RUNS_MAX)]

@@ -51,6 +51,10 @@ class Folders(Spec):
         return self.data_dir / "teachers"
 
     @property
+    def student_files(self) -> Path:
+        return self.data_dir / "student-files"
+
+    @property
     def jobs(self) -> Path:
         return self.data_dir / "jobs"
 

@@ -97,7 +97,7 @@ def pack(
             raise InvalidTeacher(f"putting the teacher's files together {outcome.breach}")
         size = _size(outcome.value, bytes_max)
         check_room(size)
-        return _copy(descriptor, path, size)
+        return copy_memory(descriptor, path, size)
     finally:
         os.close(descriptor)
 
@@ -112,7 +112,8 @@ def _size(value: object, bytes_max: int) -> int:
     return found.size
 
 
-def _copy(descriptor: int, path: Path, size: int) -> PackedFile:
+def copy_memory(descriptor: int, path: Path, size: int) -> PackedFile:
+    """Copy memory that has a descriptor over an existing file, durably."""
     digest = hashlib.sha256()
     with path.open("r+b") as file:
         file.truncate(0)

@@ -8,7 +8,7 @@ Two spellings, one rule: a bare name is the form that the distillation papers tr
 base is their common reference), or one of this project's own small networks; ``torchvision/NAME`` is torchvision's
 classifier NAME, always, so that ``mobilenet_v2`` (half width, stride 16) and ``torchvision/mobilenet_v2`` (full width,
 stride 32) cannot be confused; ``timm/NAME`` is timm's, and any other prefix that of a package of the operator's
-(``entry_points``).
+(``entry_points``). ``uploaded/ID`` is a client's own program (``program``).
 
 The numbers are literals, not computed: a test builds every network and holds the table to it.
 """
@@ -19,7 +19,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from workers.errors import InvalidJob, UnknownName
-from workers.students import timm_catalog
+from workers.students import program, timm_catalog
 from workers.students.cifar_catalog import CIFAR
 from workers.students.entry_points import students_of_packages
 from workers.students.student_info import StudentInfo
@@ -46,6 +46,20 @@ def _torchvision(family: TorchvisionFamily) -> tuple[StudentInfo, ...]:
     )
 
 
+def _uploaded(name: str) -> StudentInfo:
+    """Description of a client's own program, of which its file tells the rest."""
+    return StudentInfo(
+        name=name,
+        family="uploaded",
+        summary="a program of torch.export that was uploaded, with its weights",
+        paper="none",
+        parameters_100=None,
+        min_side=8,
+        batch_norm=None,
+        torchvision=False,
+    )
+
+
 OWN: Mapping[str, StudentInfo] = MappingProxyType(
     {info.name: info for info in (*CIFAR, *(i for f in TORCHVISION for i in _torchvision(f)))}
 )
@@ -61,6 +75,8 @@ class _Students(Mapping[str, StudentInfo]):
         return {**OWN, **{info.name: info for info in more}}
 
     def __getitem__(self, name: str) -> StudentInfo:
+        if program.is_uploaded(name):
+            return _uploaded(name)
         return OWN[name] if name in OWN else self._all[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """Trial of a student: whether it takes the pictures, for networks whose catalog entry does not tell. Loads torch."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -9,12 +11,20 @@ from workers.students.timm_catalog import PREFIX
 
 
 def try_student(
-    name: str, classes: int, in_channels: int, size: tuple[int, int], *, batch: int, drop_path: float | None
+    name: str,
+    classes: int,
+    in_channels: int,
+    size: tuple[int, int],
+    *,
+    batch: int,
+    drop_path: float | None,
+    program: Path | None = None,
 ) -> str:
     """Build a student and run it on ``batch`` blank pictures as in training; a sentence on it.
 
     Args:
         size: of the pictures, (height, width).
+        program: file of an uploaded one.
         batch: pictures of the smallest batch; 2 at most are tried.
 
     Raises:
@@ -25,8 +35,8 @@ def try_student(
     for device in ("meta", "cpu") if name.startswith(PREFIX) else ("cpu",):
         try:
             with torch.device(device), torch.no_grad():
-                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path).train()
-                logits = network(torch.zeros(shape))
+                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path, program=program)
+                logits = network.train()(torch.zeros(shape))
             break
         except Exception as error:
             # Whatever a network raises on pictures that do not suit it.

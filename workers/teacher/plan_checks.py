@@ -8,7 +8,7 @@ from workers.config.job import JobSpec
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
-from workers.config.weights_file import check_digest, describe_weights, find_weights
+from workers.config.weights_file import check_digest, describe_weights, find_program, find_weights
 from workers.data.holdout_rows import holdout_rows
 from workers.data.prepared import Dataset
 from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
@@ -19,7 +19,14 @@ from workers.onnx import smoke_test
 from workers.onnx.byte_input import check_bytes
 from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
+from workers.student_files.programs import try_program
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
+
+# Of the process that tries an uploaded program.
+TRIAL_S = 120.0
+_OWN_WEIGHTS = (
+    "; it begins with the weights that were uploaded with it, so seeds change the order of pictures and dropout"
+)
 
 
 def check_networks(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
@@ -28,11 +35,11 @@ def check_networks(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -
     Raises:
         InvalidJob: as ``check_students`` and ``check_initial_weights``.
     """
-    check_students(job, train, emit)
+    check_students(job, train, folders, emit)
     check_initial_weights(job, train, folders, emit)
 
 
-def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
+def check_students(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
     """Refuse students that cannot take the pictures or the batches: known now, and cheaper than after the inference."""
     size = output_size(job.views.augmentation, train.height, train.width)
     rows = job.training.batch_size // job.training.accumulate
@@ -47,9 +54,20 @@ def check_students(job: JobSpec, train: Dataset, emit: Emit) -> None:
         # Imported here: torch's networks, and only for those that have to be tried.
         from workers.students.trial import try_student
 
-        drop_path = job.training.drop_path
-        told = try_student(student.name, train.classes, train.channels, size, batch=rows, drop_path=drop_path)
-        emit(Log(message=told))
+        program = find_program(student, folders)
+        if program is not None:
+            try_program(program, timeout_s=TRIAL_S)
+        told = try_student(
+            student.name,
+            train.classes,
+            train.channels,
+            size,
+            batch=rows,
+            drop_path=job.training.drop_path,
+            program=program,
+        )
+        own = _OWN_WEIGHTS if program is not None and student.init == "random" else ""
+        emit(Log(message=told + own))
 
 
 def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
@@ -78,7 +96,12 @@ def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: 
                 raise
             emit(Log(level="warning", message=f"{error}. Runs that have a checkpoint go on, the others will fail"))
             continue
-        network, larger = (build_student(student.name, train.classes + more, train.channels, side) for more in (0, 1))
+        program = find_program(student, folders)
+        # A program keeps its classes.
+        classes = [train.classes, train.classes + (program is None)]
+        network, larger = (
+            build_student(student.name, count, train.channels, side, program=program) for count in classes
+        )
         fit = fit_weights(path, network, larger)
         emit(Log(message=f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}"))
 

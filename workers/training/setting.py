@@ -14,6 +14,7 @@ from store import CacheReader, CacheSpec
 from workers.config.task import TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.views import is_mixed, output_size
+from workers.config.weights_file import find_program
 from workers.data.prepared import Dataset, SubsetDataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob, Paused, Stopped
@@ -239,14 +240,16 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
         InvalidJob: the student cannot take these pictures.
         CheckpointLost: it was to be exported, and is not trained to its end.
     """
-    task, train, name = handle.task, setting.train, handle.task.run.student.name
+    task, train, student = handle.task, setting.train, handle.task.run.student
+    program = find_program(student, task.folders)
     torch.manual_seed(task.run.seed)
     make = partial(
         build_student,
-        name,
+        student.name,
         in_channels=train.channels,
         image_side=min(setting.size),
         drop_path=task.training.drop_path,
+        program=program,
     )
     network = make(train.classes)
     setting.replicas.normalise_whole_batches(network)
@@ -265,7 +268,8 @@ def new_run_state(place: int, handle: RunHandle, setting: Setting) -> RunState:
     )
     _log_what_it_uses(run_state)
     if not run_state.resume():
-        take_initial_weights(run_state, partial(make, train.classes + 1))
+        # A program keeps its classes.
+        take_initial_weights(run_state, partial(make, train.classes + (program is None)))
     _warn_of_gradients(run_state, setting)
     if task.stage == "export" and not run_state.is_done:
         raise CheckpointLost(

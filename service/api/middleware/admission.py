@@ -15,7 +15,7 @@ from service.db.api_keys import KeyRing
 from service.db.scopes import Caller
 from service.errors import ForeignOrigin, NoRoom, ServiceError
 from service.page.paths import is_page_path
-from service.paths import API_PREFIX, HEALTH_PATHS, IMPORT_PATH, UPLOAD_PATH
+from service.paths import API_PREFIX, HEALTH_PATHS, UPLOAD_PATHS
 
 
 class AdmissionMiddleware:
@@ -108,7 +108,7 @@ class AdmissionMiddleware:
         held.enter_context(self._requests.held(name))
         if _wants_stream(request):
             held.enter_context(self._streams.held(name))
-        if request.method == "POST" and request.url.path in (UPLOAD_PATH, IMPORT_PATH):
+        if request.method == "POST" and request.url.path in UPLOAD_PATHS:
             held.enter_context(self._uploads.held(name))
 
 

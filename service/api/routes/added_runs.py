@@ -4,10 +4,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from service.api.added_runs import check_added, preview_of_added
+from service.api.added_runs import added_alone, check_added, preview_of_added
 from service.api.auth import WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Ctx
+from service.api.initial_weights import check_uploaded_weights
 from service.api.job_documents import show_one
 from service.api.problems import responses
 from service.api.routes.jobs import DryRun, IdempotencyKey, in_turn
@@ -52,9 +53,10 @@ def add_runs(
     while row is None:
         job = ctx.queries.get(JobRecord, job_id)
         checked = check_added(job, request, ctx)
+        weights = check_uploaded_weights(added_alone(checked), ctx)
         if dry_run:
             response.status_code = 200
-            return preview_of_added(checked, ctx)
+            return preview_of_added(checked, weights, ctx)
         # None where somebody else has added runs since the job was read: they are looked at first.
         made = ctx.queries.add_runs(job, checked.plan, idempotency, ctx.check_disk)
         if made is not None:

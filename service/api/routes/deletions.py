@@ -51,6 +51,17 @@ def preview_teacher(teacher_id: str, ctx: Ctx) -> Deletion:
 
 
 @router.get(
+    "/student-files/{student_file_id}/deletion",
+    operation_id="preview_student_file_deletion",
+    summary="What deleting a file of a student frees",
+    tags=["student-files"],
+)
+def preview_student_file(student_file_id: str, ctx: Ctx) -> Deletion:
+    """Bytes of the file, or why it is refused now."""
+    return _show(student_file_id, DeletionPreviews(ctx.database, ctx.settings).student_file(student_file_id))
+
+
+@router.get(
     "/caches/{key}/deletion",
     operation_id="preview_cache_deletion",
     summary="What deleting a cache frees",

@@ -3,22 +3,20 @@
 An upload is streamed to disk, inspected and tried in confined processes, then kept.
 """
 
-import os
-from pathlib import Path
-
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
 from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
 from service.api.bodies.teacher_fields import reading_of
+from service.api.bodies.upload_files import place, upload_name
 from service.api.bodies.upload_sizes import check_announced
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
 from service.api.problems import responses
-from service.api.schemas.base import Name, Page
+from service.api.schemas.base import Page
 from service.api.schemas.teachers import Teacher, TeacherUpload, Value
 from service.db.api_queries import digest_of
 from service.db.ids import new_id
@@ -43,7 +41,6 @@ TEXT_FIELDS = {
     "class_map": 256 << 10,
 }
 _INSPECTIONS = anyio.CapacityLimiter(INSPECTIONS_MAX)
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
 
 
 def show(row: TeacherRecord, settings: Settings) -> Teacher:
@@ -130,7 +127,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     reading = reading_of(upload.fields)
     settings = ctx.settings
     file = _one_file(upload, ctx)
-    name = _name(upload.fields.get("name"), file.sha256)
+    name = upload_name(upload.fields.get("name"), file.sha256)
     graph = inspect_in_subprocess(
         upload.path, upload.fields.get("output"), settings.inspect_timeout_s, reading.input_values
     )
@@ -160,7 +157,7 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
     has_run = may_run and smoke_test.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
-    kept, is_new = ctx.queries.add_teacher(row, lambda: _place(upload.path, spec.path))
+    kept, is_new = ctx.queries.add_teacher(row, lambda: place(upload.path, spec.path))
     if has_run:
         smoke_test.remember(settings.smoke_dir, spec)
     return kept, is_new
@@ -178,25 +175,6 @@ def _one_file(upload: Upload, ctx: Context) -> PackedFile:
         timeout_s=ctx.settings.inspect_timeout_s,
         check_room=ctx.check_disk,
     )
-
-
-def _place(source: Path, target: Path) -> None:
-    source.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _name(given: str | None, sha256: str) -> str:
-    if given is None:
-        return sha256[:12]
-    try:
-        return _NAME.validate_python(given)
-    except ValidationError as error:
-        problem = error.errors()[0]["msg"]
-    raise InvalidRequest(f"the name cannot be used: {problem}", "#/name")
 
 
 def _preprocessing(text: str | None) -> Preprocessing:

@@ -67,6 +67,7 @@ class GcUsage(Document):
     decoded_bytes: int
     caches_bytes: int
     teachers_bytes: int
+    student_files_bytes: int
     database_bytes: int
     database_free_bytes: int = Field(description="of these, what holds nothing and is used next; 0 with PostgreSQL")
 

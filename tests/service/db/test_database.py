@@ -86,6 +86,13 @@ ROWS: Mapping[str, list[dict[str, object]]] = {
     "teachers": [
         {**TEACHER, "reading": {"output_kind": "sigmoid"}, "file_class_names": ["cat", "dog"], "created_at": AT},
     ],
+    "student_files": [
+        {
+            **{"id": new_id("stf"), "name": "begun", "sha256": "b" * 64, "size_bytes": 100, "created_at": AT},
+            **{"tensors": 2, "parameters": 20, "dtypes": ["F32"]},
+            **{"kind": "program", "program": {"shape": [3, None, None], "classes": 10}},
+        },
+    ],
     "datasets": [
         {
             "id": new_id("ds"),

@@ -18,14 +18,17 @@ from service.cli import main
 from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
+from service.db.ids import new_id
 from service.db.models import JobRecord
 from service.db.states import State
+from service.db.student_file_record import StudentFileRecord
+from service.db.student_files import StudentFiles
 from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
 from service.operations import backup as backup_module
 from service.operations.backup import backup
 from service.operations.backup_format import MANIFEST, PARTIAL, Manifest, read_backup
-from service.operations.data_dir import STAGING, in_use, locked, open_database
+from service.operations.data_dir import STAGING, in_use, locked, open_database, unknown_files
 from service.operations.private_files import FileEntry
 from service.operations.restore import _Target, restore
 from service.settings import Settings
@@ -115,6 +118,34 @@ def test_backup_and_restore_bring_back_what_a_service_has_and_the_api_serves_it(
         for file in api.client.get(f"/v1/runs/{run}/artifacts").json()["data"]:
             content = api.client.get(f"/v1/runs/{run}/artifacts/{file['name']}").content
             assert hashlib.sha256(content).hexdigest() == file["sha256"]
+
+
+def test_backup_and_restore_bring_back_uploaded_files_of_students(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    old = make_settings(tmp_path / "old")
+    with open_database(old) as database:
+        sha256 = hashlib.sha256(b"weights").hexdigest()
+        described = {
+            "kind": "weights",
+            "name": "begun",
+            "size_bytes": 7,
+            "tensors": 1,
+            "parameters": 1,
+            "dtypes": ["F32"],
+        }
+        row = StudentFileRecord(id=new_id("stf"), sha256=sha256, **described)
+        StudentFiles(database, old).add(row, lambda path: void(path.write_bytes(b"weights")))
+    backup(old, tmp_path / "b")
+    new = make_settings(tmp_path)
+    restore(new, tmp_path / "b")
+    assert new.student_file_path(sha256).read_bytes() == b"weights"
+    with open_database(new) as database:
+        assert unknown_files(new, database) is None
+        StudentFiles(database, new).delete(row.id)
+    assert not new.student_file_path(sha256).exists()
+    old.student_file_path(sha256).write_bytes(b"others!")
+    with pytest.raises(BackupFailed, match=rf"or damaged: student-files/{sha256}\.safetensors"):
+        backup(old, tmp_path / "c")
 
 
 def test_backup_and_restore_create_what_is_for_this_user_alone(tmp_path: Path) -> None:

@@ -55,13 +55,15 @@ def test_start_names_jobs_attempts_and_teachers_that_the_database_does_not_know(
     (settings.jobs_dir / job / run / "a2").mkdir()
     (settings.jobs_dir / "job_unknown" / "run_x" / "a1").mkdir(parents=True)
     (settings.teachers_dir / f"{'b' * 64}.onnx").touch()
+    (settings.student_files_dir / f"{'c' * 64}.safetensors").touch()
     (warning,) = warnings_of_a_start(settings)
-    assert f"has jobs/{job}/{run}/a2, jobs/job_unknown, teachers/{'b' * 64}.onnx, which" in warning
+    uploads = f"student-files/{'c' * 64}.safetensors, teachers/{'b' * 64}.onnx"
+    assert f"has jobs/{job}/{run}/a2, jobs/job_unknown, {uploads}, which" in warning
     assert "`retort restore` the newest backup" in warning
     for number in range(10):
         (settings.jobs_dir / f"job_{number}" / "run_x" / "a1").mkdir(parents=True)
     (warning,) = warnings_of_a_start(settings)
-    assert "and 8 more" in warning
+    assert "and 9 more" in warning
 
 
 @pytest.fixture

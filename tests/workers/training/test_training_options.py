@@ -340,10 +340,10 @@ def test_drop_last_without_a_full_batch_is_refused_before_the_teacher_is_run(dig
     rows = digits.train.samples
     training = SMALL.model_copy(update={"drop_last": True, "batch_size": rows})
     job = digits.job("kd", training=training)
-    check_students(job, digits.train, ignore)
+    check_students(job, digits.train, digits.folders, ignore)
     held = job.model_copy(update={"validation": Holdout(holdout=0.1)})
     with pytest.raises(InvalidJob, match=f"rows are trained on, and batch_size is {rows}"):
-        check_students(held, digits.train, ignore)
+        check_students(held, digits.train, digits.folders, ignore)
 
 
 def torchvision_rates(network: nn.Module) -> list[float]:

@@ -1,0 +1,1 @@
+"""Uploaded files of students: read, checked and described in confined processes. Light: no torch in the caller."""

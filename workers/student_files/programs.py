@@ -1,0 +1,137 @@
+"""Uploaded programs of torch.export: made into their safe form, and run for the first time, in confined processes.
+
+``torch.export.load`` unpickles parts of an archive, so it is called nowhere. A first child, without torch, reads JSON
+and raw bytes and writes what it has checked anew, as JSON beside tensors in a safetensors file: that alone is kept. A
+second one builds the network of it, and trains and evaluates it for a step. Light: the API process loads this file.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from workers.errors import InvalidStudentFile
+from workers.onnx import sandbox
+from workers.onnx.packing import PackedFile, copy_memory
+from workers.student_files.inspection import StoredWeights
+
+_BASE_BYTES = 2 << 30
+# The archive's bytes, its tensors, those made contiguous, and the file's content.
+_COPIES = 5
+# Of address space: torch with its CUDA libraries maps some 20 GB and touches little of it.
+_TRIAL_BYTES = 48 << 30
+# torch seeds its generators from it.
+_RANDOM = Path("/dev/urandom")
+_ZIP = b"PK\x03\x04"
+
+
+class StoredProgram(BaseModel):
+    """Description of a program that is kept.
+
+    Attributes:
+        shape: (K, H, W) of the pictures; None is any.
+        classes: of its logits.
+    """
+
+    shape: tuple[int | None, int | None, int | None]
+    classes: int
+
+
+class _Answer(StoredProgram):
+    size: int
+    weights: StoredWeights
+
+
+class _Refusal(BaseModel):
+    error: str
+
+
+class _TrialAnswer(BaseModel):
+    error: str = ""
+
+
+def may_be_program(path: Path) -> bool:
+    """Whether a file begins as a zip archive, as those of torch.export do."""
+    with path.open("rb") as file:
+        return file.read(len(_ZIP)) == _ZIP
+
+
+def convert_program(
+    path: Path, *, bytes_max: int, timeout_s: float, check_room: Callable[[int], None]
+) -> tuple[PackedFile, StoredWeights, StoredProgram]:
+    """Make the safe form of an archive, in its place.
+
+    Args:
+        path: of the archive; replaced.
+        bytes_max: of the new file.
+        timeout_s: wall-clock seconds for the child.
+        check_room: called with the bytes that are about to be written; raises when there is no room for them.
+
+    Raises:
+        InvalidStudentFile: it is no program that a student may be, or is damaged, hostile or too large.
+        WorkerError: the child could not start, for a reason that is not the file's.
+    """
+    path = path.resolve()
+    descriptor = os.memfd_create("retort-upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, bytes_max)
+        # A child that could cut it short would have every access end this process.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        outcome = sandbox.call(
+            "workers.student_files.program_child:answer",
+            {"path": str(path), "descriptor": descriptor, "bytes_max": bytes_max},
+            readable=[path],
+            memory_bytes=_BASE_BYTES + _COPIES * bytes_max,
+            timeout_s=timeout_s,
+            descriptors=[descriptor],
+        )
+        if outcome.breach is not None:
+            raise InvalidStudentFile(f"reading the program {outcome.breach}")
+        answer = _answer(outcome.value, bytes_max)
+        check_room(answer.size)
+        kept = copy_memory(descriptor, path, answer.size)
+    finally:
+        os.close(descriptor)
+    return kept, answer.weights, StoredProgram(shape=answer.shape, classes=answer.classes)
+
+
+def _answer(value: object, bytes_max: int) -> _Answer:
+    found, refusal = None, "reading the program gives no answer of ours: it is damaged or hostile"
+    try:
+        if isinstance(value, dict) and "error" in value:
+            refusal = _Refusal.model_validate(value).error
+        else:
+            found = _Answer.model_validate(value)
+    except ValidationError:
+        found = None
+    if found is None or not 0 < found.size <= bytes_max:
+        raise InvalidStudentFile(refusal)
+    return found
+
+
+def try_program(path: Path, *, timeout_s: float) -> None:
+    """Train and evaluate a program that was made by ``convert_program`` for a step, in a confined process with torch.
+
+    Raises:
+        InvalidStudentFile: it fails, trains nothing, or takes too long or too much memory.
+        WorkerError: the child could not start, for a reason that is not the file's.
+    """
+    path = path.resolve()
+    outcome = sandbox.call(
+        "workers.student_files.trial_child:answer",
+        {"path": str(path)},
+        readable=[path, _RANDOM],
+        memory_bytes=_TRIAL_BYTES,
+        timeout_s=timeout_s,
+    )
+    refusal: str | None = "trying the program gives no answer of ours: it is hostile"
+    if outcome.breach is not None:
+        refusal = f"trying the program {outcome.breach}"
+    else:
+        with contextlib.suppress(ValidationError):
+            refusal = _TrialAnswer.model_validate(outcome.value).error
+    if refusal:
+        raise InvalidStudentFile(refusal)

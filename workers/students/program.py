@@ -1,0 +1,129 @@
+"""Program of an uploaded student in its safe form: a graph as JSON, beside its tensors in one safetensors file. Light.
+
+``workers.student_files`` makes it of a torch.export archive, in a confined process. Nothing else is read here.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, ValidationError
+
+from workers.errors import InvalidJob
+from workers.spec import Spec
+from workers.students.safetensors_header import read_header
+
+PREFIX = "uploaded/"
+_NAME = re.compile(r"uploaded/[a-z]{2,4}_[0-9a-z]{26}")
+METADATA = "retort_program"
+# Of tensors that are no part of the state: names of the state have no such character.
+CONSTANT = "@constant."
+NODES_MAX = 20_000
+
+
+def is_uploaded(name: str) -> bool:
+    """Whether a student's name is that of an uploaded program."""
+    return _NAME.fullmatch(name) is not None
+
+
+class Node(Spec):
+    """One call of an operator.
+
+    Attributes:
+        op: a name of ``OPERATORS``.
+        args, kwargs: JSON, in which {"ref": NAME} is the value of that name.
+        outputs: names of its values; a list of names where the operator returns a list.
+    """
+
+    kind: Literal["call"] = "call"
+    op: str
+    args: tuple[JsonValue, ...] = ()
+    kwargs: dict[str, JsonValue] = {}
+    outputs: tuple[str | tuple[str, ...], ...]
+
+
+class NormNode(Spec):
+    """Batch normalisation of a [B, K, H, W] value by the module ``module``, which holds its weights and statistics."""
+
+    kind: Literal["batch_norm"] = "batch_norm"
+    module: str
+    input: str
+    output: str
+    momentum: float
+    eps: float
+    affine: bool
+
+
+class DropoutNode(Spec):
+    """Dropout."""
+
+    kind: Literal["dropout"] = "dropout"
+    input: str
+    output: str
+    p: Annotated[float, Field(ge=0, lt=1)]
+
+
+AnyNode = Annotated[Node | NormNode | DropoutNode, Field(discriminator="kind")]
+
+
+class Program(Spec):
+    """Graph of a classifier from pictures [B, K, H, W], float32, to logits [B, C].
+
+    Attributes:
+        input: name of the pictures' value.
+        shape: (K, H, W); None is any.
+        classes: C.
+        parameters: values that are trained, and their names in the state.
+        buffers: others of the state.
+        constants: values that never change, and the names of their tensors.
+        output: name of the logits' value.
+    """
+
+    format: Literal[1] = 1
+    input: str
+    shape: tuple[int | None, int | None, int | None]
+    classes: Annotated[int, Field(ge=2)]
+    parameters: dict[str, str]
+    buffers: dict[str, str]
+    constants: dict[str, str]
+    nodes: Annotated[tuple[AnyNode, ...], Field(min_length=1, max_length=NODES_MAX)]
+    output: str
+
+    def check_input(self, name: str, classes: int, in_channels: int, image_side: int) -> None:
+        """Refuse pictures or classes that the program was not exported for.
+
+        Raises:
+            InvalidJob: naming both.
+        """
+        if classes != self.classes:
+            raise InvalidJob(
+                f"student {name!r} gives {self.classes} logits, and there are {classes} classes: an exported program "
+                "keeps its number of classes, so export it with these"
+            )
+        channels, height, width = self.shape
+        if channels not in (None, in_channels):
+            raise InvalidJob(
+                f"student {name!r} was exported for pictures of {channels} channels, and these have {in_channels}"
+            )
+        if height not in (None, image_side) and width not in (None, image_side):
+            raise InvalidJob(
+                f"student {name!r} was exported for pictures of {height} x {width}, and these have a side of "
+                f"{image_side}: give views of that size (resized_crop), or export it for this one"
+            )
+
+
+def read_program(path: Path) -> Program:
+    """Read the program of a file that was made of an upload.
+
+    Raises:
+        InvalidJob: it is gone, or no such file.
+    """
+    mistake = "it holds none"
+    try:
+        text = read_header(path).metadata.get(METADATA, "")
+        return Program.model_validate_json(text)
+    except OSError as error:
+        mistake = str(error.strerror)
+    except ValidationError as error:
+        mistake = error.errors()[0]["msg"]
+    raise InvalidJob(f"the program {path.name!r} of an uploaded student cannot be read: {mistake}")

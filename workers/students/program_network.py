@@ -1,0 +1,193 @@
+"""Network of an uploaded program: interprets its graph, with modules for batch normalisation and dropout."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from workers.errors import InvalidJob
+from workers.students.program import CONSTANT, DropoutNode, Node, NormNode, Program, read_program
+from workers.students.program_operators import ARITHMETIC, OPERATORS, SIZE
+
+_VIEW = "torch.ops.aten.view.default"
+_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
+    "_operator.add": lambda a, b: a + b,
+    "_operator.sub": lambda a, b: a - b,
+    "_operator.mul": lambda a, b: a * b,
+    "_operator.floordiv": lambda a, b: a // b,
+}
+
+
+def build_program(name: str, path: Path, classes: int, *, in_channels: int, image_side: int) -> nn.Module:
+    """The network of a file that was made of an upload, with the weights that lie in it.
+
+    Args:
+        name: of the student, for messages.
+        classes, in_channels, image_side: as of ``build_student``; the program keeps its own.
+
+    Raises:
+        InvalidJob: it was exported for others, or the file is damaged.
+    """
+    program = read_program(path)
+    program.check_input(name, classes, in_channels, image_side)
+    try:
+        with safe_open(path, framework="pt") as file:
+            # The file lies on no other device than the CPU, whatever the default is.
+            network = ProgramNetwork(program, file.get_tensor)
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise InvalidJob(f"the program of student {name!r} cannot be built: {error}") from error
+    return network
+
+
+class ProgramNetwork(nn.Module):
+    """Interpreter of a program. Its state has the names that the exported network's had.
+
+    Args:
+        program: whose operators are in the list of those that are allowed.
+        tensor_of: a stored tensor by its name.
+
+    Raises:
+        ValueError, KeyError: an operator, a name or a shape that cannot be.
+    """
+
+    def __init__(self, program: Program, tensor_of: Callable[[str], Tensor]) -> None:
+        super().__init__()
+        self._program = program
+        self._calls: list[Callable[[dict[str, Any]], None]] = []
+        norms = {node.module: node for node in program.nodes if isinstance(node, NormNode)}
+        self._norms = {name: self._add_norm(name, node, tensor_of) for name, node in norms.items()}
+        of_norms = {f"{name}.{part}" for name, norm in self._norms.items() for part in norm.state_dict()}
+        for state_name in (*program.parameters.values(), *program.buffers.values()):
+            if state_name not in of_norms:
+                value = tensor_of(state_name).clone()
+                is_parameter = state_name in program.parameters.values()
+                self._add_state(state_name, nn.Parameter(value) if is_parameter else value)
+        for place, stored in enumerate(program.constants.values()):
+            self.register_buffer(f"_constant_{place}", tensor_of(CONSTANT + stored).clone(), persistent=False)
+        for place, node in enumerate(program.nodes):
+            self._calls.append(self._call_of(place, node))
+        self._dead = _last_uses(program)
+
+    def forward(self, x_BKHW: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        values: dict[str, Any] = {self._program.input: x_BKHW}
+        for group in (self._program.parameters, self._program.buffers):
+            for value, name in group.items():
+                folder, _, last = name.rpartition(".")
+                values[value] = getattr(self.get_submodule(folder), last)
+        for place, value in enumerate(self._program.constants):
+            values[value] = getattr(self, f"_constant_{place}")
+        for call, dead in zip(self._calls, self._dead, strict=True):
+            call(values)
+            for name in dead:
+                values.pop(name, None)
+        logits: Tensor = values[self._program.output]
+        return logits
+
+    def _folder(self, name: str) -> tuple[nn.Module, str]:
+        """Module that holds a name of the state, made where it is not there yet, and the last part of the name."""
+        *folders, last = name.split(".")
+        holder: nn.Module = self
+        for folder in folders:
+            if folder not in holder._modules:
+                holder.add_module(folder, nn.Module())
+            holder = holder.get_submodule(folder)
+        return holder, last
+
+    def _add_state(self, name: str, value: Tensor) -> None:
+        holder, last = self._folder(name)
+        if isinstance(value, nn.Parameter):
+            holder.register_parameter(last, value)
+        else:
+            holder.register_buffer(last, value)
+
+    def _add_norm(self, name: str, node: NormNode, tensor_of: Callable[[str], Tensor]) -> nn.BatchNorm2d:
+        holder, last = self._folder(name)
+        features = tensor_of(f"{name}.running_mean").numel()
+        norm = nn.BatchNorm2d(features, eps=node.eps, momentum=node.momentum, affine=node.affine)
+        with torch.no_grad():
+            for part, value in norm.state_dict().items():
+                stored = tensor_of(f"{name}.{part}")
+                if stored.shape != value.shape:
+                    raise ValueError(f"{name}.{part} is {list(stored.shape)}, of {features} features")
+                value.copy_(stored)
+        holder.add_module(last, norm)
+        return norm
+
+    def _call_of(self, place: int, node: Node | NormNode | DropoutNode) -> Callable[[dict[str, Any]], None]:
+        if isinstance(node, Node):
+            return _operator_call(node)
+        module: nn.Module
+        if isinstance(node, NormNode):
+            module = self._norms[node.module]
+        else:
+            module = nn.Dropout(node.p)
+            self.add_module(f"_dropout_{place}", module)
+
+        def call(values: dict[str, Any]) -> None:
+            values[node.output] = module(values[node.input])
+
+        return call
+
+
+def _last_uses(program: Program) -> list[tuple[str, ...]]:
+    """Names of the values that no node after each one reads: their memory is free then."""
+    seen, dead = {program.output}, list[tuple[str, ...]]()
+    for node in reversed(program.nodes):
+        read = set(_read_names([*node.args, *node.kwargs.values()])) if isinstance(node, Node) else {node.input}
+        dead.append(tuple(read - seen))
+        seen |= read
+    return dead[::-1]
+
+
+def _read_names(values: list[JsonValue]) -> Iterator[str]:
+    for value in values:
+        if isinstance(value, dict):
+            yield str(value["ref"])
+        elif isinstance(value, list):
+            yield from _read_names(value)
+
+
+def _operator_call(node: Node) -> Callable[[dict[str, Any]], None]:
+    """Function that computes the outputs of a node from the values before it. Raises ValueError."""
+    if node.op not in OPERATORS:
+        raise ValueError(f"operator {node.op!r} is not allowed")
+    function: Callable[..., Any] = _function(node.op)
+
+    def call(values: dict[str, Any]) -> None:
+        args = [_resolved(value, values) for value in node.args]
+        kwargs = {name: _resolved(value, values) for name, value in node.kwargs.items()}
+        found = function(*args, **kwargs)
+        if len(node.outputs) == 1:
+            found = (found,)
+        for names, value in zip(node.outputs, found, strict=True):
+            if isinstance(names, str):
+                values[names] = value
+            else:
+                values.update(zip(names, value, strict=True))
+
+    return call
+
+
+def _function(op: str) -> Callable[..., Any]:
+    if op in ARITHMETIC:
+        return _ARITHMETIC[op]
+    if op == SIZE:
+        return lambda value, dim: value.shape[dim]
+    if op == _VIEW:
+        # Pictures of another memory layout than the export's cannot always be seen in that shape without a copy.
+        return torch.ops.aten.reshape.default
+    _, _, namespace, packet, overload = op.split(".")
+    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
+    return found
+
+
+def _resolved(value: JsonValue, values: dict[str, Any]) -> object:
+    """Argument with the values that it refers to."""
+    if isinstance(value, dict):
+        return values[str(value["ref"])]
+    return [_resolved(each, values) for each in value] if isinstance(value, list) else value
