@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 # Two cores are shared by everything a test starts; libraries read this when they are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every process that a test starts would compile Retort anew, and every worker of xdist all of the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, nohup the end of the terminal, and what they
 # start would inherit that.

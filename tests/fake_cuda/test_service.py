@@ -48,9 +48,11 @@ def test_service_trains_a_job_of_four_runs_on_shares_of_a_gpu(service: Processes
     assert len(groups) < len(runs)
 
 
+@pytest.mark.slow
 def test_service_survives_a_killed_actor_and_pauses_resumes_and_cancels_on_a_gpu(
     service: Processes, teacher_id: str
 ) -> None:
+    """As on the CPU, in ``test_engine`` and ``test_engine_handover``, and with a GPU's checkpoints (``test_runs``)."""
     client = service.client
     job = client.submit(job_of(teacher_id, "kd", epochs=10_000))
     run = _only_run(service, job)

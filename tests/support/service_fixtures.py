@@ -16,6 +16,7 @@ from tests.support.service_helpers import (
     Api,
     PostgresServer,
     make_settings,
+    new_database,
     postgres_binaries,
     running_api,
     running_postgres,
@@ -43,7 +44,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         server: PostgresServer = request.getfixturevalue("postgres")
         return server.empty("retort")
     url = f"sqlite:///{tmp_path / 'retort.sqlite3'}"
-    upgrade_to_head(url)
+    new_database(url)
     return url
 
 

@@ -21,14 +21,14 @@ from PIL import Image
 from sqlalchemy import text, update
 
 from service.cli.supervisor import free_port
-from service.db.database import Database, upgrade_to_head
+from service.db.database import Database
 from service.db.models import EngineRecord
 from service.doctor import CHECKS, installation, machine, packages
 from service.doctor.finding import Check, Finding, run_checks
 from service.gpus import GpuReport
 from service.operations.data_dir import STAGING
 from service.settings import Settings
-from tests.support.service_helpers import Api, PostgresServer, make_settings
+from tests.support.service_helpers import Api, PostgresServer, make_settings, new_database
 
 pytest_plugins = ["tests.support.service_fixtures"]
 ROOT = Path(__file__).resolve().parents[3]
@@ -39,7 +39,7 @@ def settings(tmp_path: Path) -> Settings:
     """Of a service whose database is migrated, and which does not run."""
     settings = make_settings(tmp_path, port=free_port())
     settings.make_folders()
-    upgrade_to_head(settings.database)
+    new_database(settings.database)
     return settings
 
 

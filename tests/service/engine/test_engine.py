@@ -12,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx2
 import numpy as np
@@ -54,16 +54,60 @@ pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = pytest.mark.timeout(900)
 
 
+@pytest.fixture(scope="module")
+def distilled(service: Processes, teacher_id: str) -> dict[str, Any]:
+    """A job of two runs that has ended, the first with this teacher."""
+    job = service.client.submit(job_of(teacher_id, "ce", "kd"))
+    return service.client.wait(job["id"])
+
+
+class BackedUp(NamedTuple):
+    """A job with backups of its service: some were made while it was trained, the last one at its end.
+
+    Attributes:
+        job: its document at the end.
+        restored: services from the backups.
+        counts: how many runs of each had succeeded, as ``check_whole`` says.
+    """
+
+    job: dict[str, Any]
+    restored: list[Settings]
+    counts: list[int]
+
+
+@pytest.fixture(scope="module")
+def backed_up(
+    service: Processes, teacher_id: str, distilled: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> BackedUp:
+    """A job of one run on the caches of ``distilled``."""
+    client, folder = service.client, tmp_path_factory.mktemp("backups")
+    job = client.submit(job_of(teacher_id, "rld", student="cnn_m", epochs=8))
+    restored: list[Settings] = []
+    counts: list[int] = []
+
+    def go_there_and_back() -> None:
+        target = folder / f"b{len(counts)}"
+        settings = Settings(data_dir=folder / f"new{len(counts)}")
+        backup(Settings(data_dir=service.data_dir), target)
+        restore(settings, target)
+        restored.append(settings)
+        counts.append(check_whole(settings))
+
+    for event in client.events(job["id"]):
+        if event["type"] == "epoch" and event["data"]["epoch"] in (1, 2):
+            go_there_and_back()
+    go_there_and_back()
+    return BackedUp(client.job(job["id"]), restored, counts)
+
+
 def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
-    service: Processes, teacher_id: str, digits: Digits, tmp_path: Path
+    service: Processes, distilled: dict[str, Any], backed_up: BackedUp, digits: Digits, tmp_path: Path
 ) -> None:
-    client = service.client
-    job = client.submit(job_of(teacher_id, "ce", "kd"))
-    done = client.wait(job["id"])
+    client, done = service.client, distilled
     assert done["state"] == "succeeded", done["error"]
     assert done["teacher_forwards"]["run"] > 2 * len(digits.train.labels_N)
 
-    report = client.report(job["id"], paired="samples")
+    report = client.report(done["id"], paired="samples")
     rows = report["rows"]
     [test] = report["groups"][1]["test"]["samples"]
     gained = (rows[1]["accuracy"] - rows[0]["accuracy"]) * test["rows"]
@@ -75,7 +119,7 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     ]
     assert [row["method"] for row in rows] == ["ce", "kd"]
     assert all(row["accuracy_last"] > 0.5 and row["state"] == "succeeded" for row in rows)
-    runs = list(client.runs(job["id"]))
+    runs = list(client.runs(done["id"]))
     names = {artifact["name"] for artifact in client.artifacts(runs[1]["id"])}
     assert names == MEDIA_TYPES.keys() - {"student.int8.onnx"}
     for name in ("student.onnx", "config.json", "log.jsonl"):
@@ -86,7 +130,7 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
         *["epoch"] * TRAINING["epochs"],
         "attempt succeeded",
     ]
-    ids = {"job_id": job["id"], "run_id": runs[1]["id"], "attempt": 1}
+    ids = {"job_id": done["id"], "run_id": runs[1]["id"], "attempt": 1}
     assert all(line.items() >= ids.items() for line in said)
     config = json.loads((tmp_path / "config.json").read_text())
     preprocessing = digits.preprocessing.model_validate(config["preprocessing"])
@@ -94,7 +138,7 @@ def test_a_posted_job_is_distilled_and_a_second_one_runs_no_teacher(
     predicted = student.logits(digits.test.images_NHWC).argmax(axis=1)
     assert (predicted == digits.test.labels_N).mean() == pytest.approx(rows[1]["accuracy_last"], abs=0.004)
 
-    second = client.wait(client.submit(job_of(teacher_id, "rld", student="cnn_m"))["id"])
+    second = backed_up.job
     assert second["state"] == "succeeded", second["error"]
     assert second["teacher_forwards"]["run"] == 0
     assert second["teacher_forwards"]["avoided"] > 0
@@ -296,27 +340,15 @@ def test_more_runs_than_slots_share_processes_and_a_student_may_have_two(service
 
 
 def test_backups_of_a_service_at_work_hold_what_has_succeeded_and_another_goes_on_with_the_rest(
-    service: Processes, teacher_id: str, tmp_path: Path
+    service: Processes, backed_up: BackedUp, tmp_path: Path
 ) -> None:
-    """Some while a job of two runs is trained, which a successor adopts from the first one; and one at the end."""
+    """Those while a job is trained, which a successor adopts from the first one; and the one at the end."""
+    job, restored, counts = backed_up
     client = service.client
-    job = client.submit(job_of(teacher_id, "ce", "kd", epochs=8))
-    restored, counts = [], []
-
-    def go_there_and_back() -> None:
-        target = tmp_path / f"b{len(counts)}"
-        settings = Settings(data_dir=tmp_path / f"new{len(counts)}")
-        backup(Settings(data_dir=service.data_dir), target)
-        restore(settings, target)
-        restored.append(settings)
-        counts.append(check_whole(settings))
-
-    for event in client.events(job["id"]):
-        if event["type"] == "epoch" and event["data"]["epoch"] == 1:
-            go_there_and_back()
-    go_there_and_back()
+    assert len(counts) == 3
     assert counts == sorted(counts)
-    assert counts[-1] == counts[0] + 2
+    # Of ``distilled``, and then of this job.
+    assert (counts[0], counts[-1]) == (2, 3)
     # In the first one it was being trained.
     with contextlib.closing(Database(restored[0].database)) as database:
         queries = EngineQueries(database, "successor")

@@ -17,7 +17,7 @@ from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from service.db.api_queries import ApiQueries
-from service.db.database import Database, upgrade_to_head
+from service.db.database import Database
 from service.db.deletion import Deleter
 from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
@@ -33,7 +33,7 @@ from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts
 from store import Catalog
-from tests.support.service_helpers import add_job, make_plan, make_settings, start_run, teacher_row
+from tests.support.service_helpers import add_job, make_plan, make_settings, new_database, start_run, teacher_row
 from tests.support.store_cases import is_held, make_spec, write_cache
 from workers.cluster.actor_group import ActorGroup
 from workers.cluster.outcomes import Numbered, TaskOutcome
@@ -157,7 +157,7 @@ class _Bench:
     def __init__(self, tmp_path: Path, **plan: object) -> None:
         self.settings = make_settings(tmp_path)
         self.settings.make_folders()
-        upgrade_to_head(self.settings.database)
+        new_database(self.settings.database)
         self.database = Database(self.settings.database)
         self.queries, self.job_control = EngineQueries(self.database, "this"), JobControl(self.database)
         assert self.queries.acquire_lease()

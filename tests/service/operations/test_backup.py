@@ -16,7 +16,7 @@ import pytest
 
 from service.cli import main
 from service.db.api_queries import ApiQueries
-from service.db.database import Database, upgrade_to_head
+from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.models import JobRecord
@@ -39,6 +39,7 @@ from tests.support.service_helpers import (
     check_whole,
     make_plan,
     make_settings,
+    new_database,
     onnx_bytes,
     running_api,
     teacher_row,
@@ -54,7 +55,7 @@ def a_service(folder: Path, jobs: int = 1, **changes: object) -> Settings:
     folder.mkdir()
     settings = make_settings(folder, **changes)
     settings.make_folders()
-    upgrade_to_head(settings.database)
+    new_database(settings.database)
     with closing(Database(settings.database)) as database:
         for number in range(jobs):
             do_job(settings, database, number)
@@ -266,7 +267,7 @@ def a_small_service(folder: Path, text: str) -> Settings:
     folder.mkdir()
     settings = make_settings(folder)
     settings.make_folders()
-    upgrade_to_head(settings.database)
+    new_database(settings.database)
     with closing(Database(settings.database)) as database:
         api_queries, queries = ApiQueries(database), EngineQueries(database)
         teacher = api_queries.add_teacher(teacher_row(), lambda: None)[0]

@@ -354,10 +354,15 @@ def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
         time.sleep(0.02)
     assert cluster.end_others({}) == 2
     assert follow(caches).kind == "vanished"
-    # It wants both cores, of which the lost run had one each.
-    order = digits.order("kd", tmp_path / "one").model_copy(update={"stage": "train"})
-    [task] = cluster.train(new_name(), [order], cpus=2, gpu_share=0.0)
-    assert follow(task).kind == "done"
+    # These want both cores, of which the lost run had one each.
+    workers = InferenceWorkers(InferenceActor, 0.0, several=True)
+    try:
+        for _ in range(cluster.cpus):
+            workers.start()
+        while not all(worker.is_started for worker in workers.all):
+            time.sleep(0.02)
+    finally:
+        workers.close()
 
 
 def test_task_that_fails_has_its_error(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx import check, smoke_test
 from workers.onnx.check import check_onnx
+from workers.onnx.packing import is_archive, pack
 from workers.onnx.teacher_graph import TeacherGraph
 
 OVER_HTTP = (
@@ -36,12 +37,19 @@ OVER_HTTP = (
 )
 
 
+def check_upload(path: Path) -> None:
+    """What an upload goes through until its teacher is run: an archive is made one file, and that is checked."""
+    if is_archive(path):
+        pack(path, None, None, bytes_max=64 << 20, timeout_s=60)
+    check_onnx(path)
+
+
 @pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if not attack.runs])
 def test_attack_is_refused_by_the_check(name: str, tmp_path: Path) -> None:
     path = tmp_path / "teacher.onnx"
     path.write_bytes(ATTACKS[name].build())
     with pytest.raises(InvalidTeacher, match=ATTACKS[name].says):
-        check_onnx(path)
+        check_upload(path)
 
 
 @pytest.mark.parametrize("name", [name for name, attack in ATTACKS.items() if attack.runs])
