@@ -127,9 +127,9 @@ def known_files(query: Callable[[str], Iterable[Any]]) -> KnownFiles:
 
 
 def _student_files(query: Callable[[str], Iterable[Any]]) -> Iterator[str]:
-    """sha256 of each uploaded file of a student; none in a database before migration 0018."""
+    """sha256 of each uploaded file of a student; none in a database before migration 0016."""
     [(version,)] = query("SELECT version_num FROM alembic_version")
-    if str(version) >= "0018":
+    if str(version) >= "0016":
         yield from (sha for (sha,) in query("SELECT sha256 FROM student_files"))
 
 

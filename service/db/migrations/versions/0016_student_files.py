@@ -1,12 +1,12 @@
 """Uploaded files of students.
 
-Revision: 0018, after 0015.
+Revision: 0016, after 0015.
 """
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0018"
+revision = "0016"
 down_revision = "0015"
 branch_labels = None
 depends_on = None
