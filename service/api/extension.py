@@ -39,7 +39,7 @@ def check_extended(
     before = alone.training
     after = before.model_copy(update={"epochs": epochs, "schedule": schedule or before.schedule})
     check_extension(before, after, spec.method, run.epoch)
-    extends = Extension(run=run.id, training=before, checkpoint=_checkpoint(run, epochs, context))
+    extends = Extension(run=run.id, index=run.index, training=before, checkpoint=_checkpoint(run, epochs, context))
     fields = {name: getattr(alone, name) for name in Plan.model_fields}
     longer = Plan.model_validate(fields | {"training": after, "extends": extends})
     return check_plan(longer, teachers_of(job, context), context.settings)

@@ -16,11 +16,13 @@ class Extension(Spec):
 
     Attributes:
         run: its id.
+        index: of it among the runs of its job, from 0.
         training: its options, with the epochs that it has trained.
         checkpoint: its file, relative to the data directory.
     """
 
     run: str
+    index: int = 0
     training: Training
     checkpoint: str
 

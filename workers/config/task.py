@@ -170,10 +170,12 @@ class ExtendedRun(Spec):
     """Run that has ended and that a task goes on from: what its checkpoint was made for, and where that is.
 
     Attributes:
+        index: among the runs of its job, which the checkpoint is known by, too.
         folder: with the checkpoint, which stays.
     """
 
     run: str
+    index: int
     training: Training
     views: Views
     folder: Path

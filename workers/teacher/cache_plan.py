@@ -192,6 +192,7 @@ def _extended(job: JobSpec, run: RunSpec, folders: Folders) -> ExtendedRun | Non
     checkpoint = folders.data_dir / job.extends.checkpoint
     return ExtendedRun(
         run=job.extends.run,
+        index=job.extends.index,
         training=before.training.of_student(run.student.name),
         views=before.views_of(run),
         folder=checkpoint.parent,

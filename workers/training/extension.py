@@ -13,7 +13,8 @@ def load_extended(task: TrainingTask, extended: ExtendedRun) -> dict[str, Any]:
     Raises:
         InvalidJob: it is gone, damaged, or of another run: nothing is trained from the first epoch in its place.
     """
-    before = task.model_copy(update={"training": extended.training, "views": extended.views})
+    run = task.run.model_copy(update={"index": extended.index})
+    before = task.model_copy(update={"run": run, "training": extended.training, "views": extended.views})
     state = load_checkpoint((extended.folder,), checkpoint_identity(before))
     if state is None or state["epoch"] != extended.training.epochs:
         raise InvalidJob(

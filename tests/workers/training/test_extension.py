@@ -38,9 +38,12 @@ def test_extended_run_ends_with_the_bits_of_one_of_all_epochs_killed_within_or_n
 ) -> None:
     monkeypatch.setattr("workers.training.loop._SAVING_SHARE", float("inf"))
     whole = train_run(task_of(digits, "ctkd", tmp_path / "whole", LONGER), ignore, never)
-    train_run(task_of(digits, "ctkd", tmp_path / "first", STEPS), ignore, never)
+    first = task_of(digits, "ctkd", tmp_path / "first", STEPS)
+    # It was the third run of its job, and is the only one of the next.
+    first = first.model_copy(update={"run": first.run.model_copy(update={"index": 2})})
+    train_run(first, ignore, never)
     kept = (tmp_path / "first" / CHECKPOINT).read_bytes()
-    extends = Extension(run="run_1", training=STEPS, checkpoint=f"first/{CHECKPOINT}")
+    extends = Extension(run="run_1", index=2, training=STEPS, checkpoint=f"first/{CHECKPOINT}")
     check_extension(STEPS, LONGER, parse_method("ctkd"), 2)
 
     events = list[Event]()
