@@ -33,6 +33,7 @@ PHASES = ("examples", "coverage", "fuzzing", "stateful")
 SEMANTIC = {
     "create_job": "teacher, dataset and students must be there and must fit each other",
     "create_teacher": "the file must be an ONNX classifier",
+    "import_cache": "the file must hold logits of the dataset's samples",
     "create_dataset": "the files must be there",
     "preview_method": "temperatures depend on the cache",
     "get_report": "the baseline must be a method of the job",
@@ -106,6 +107,7 @@ def configuration(ids: Mapping[str, Sequence[str]], *, light: bool) -> str:
     lines += ["[parameters]"]
     lines += [f'"{place}" = {{ dictionary = "{name}", probability = 0.7 }}' for place, name in bound.items()]
     for operation, reason in SEMANTIC.items():
+        uploads = operation in ("create_teacher", "import_cache")
         many = operation in ("create_job", "preview_method")
         lines += [
             f"[[operations]]  # {reason}",
@@ -113,7 +115,7 @@ def configuration(ids: Mapping[str, Sequence[str]], *, light: bool) -> str:
             "[operations.checks.positive_data_acceptance]",
             f"expected-statuses = {json.dumps([*ACCEPTED, '422'])}",
             *(["[operations.phases.coverage]", "enabled = false"] if light and many else []),
-            *(["[operations.generation]", "max-examples = 4"] if light and operation == "create_teacher" else []),
+            *(["[operations.generation]", "max-examples = 4"] if light and uploads else []),
         ]
     return "\n".join(lines) + "\n"
 

@@ -8,15 +8,21 @@ import pytest
 
 from store import SparseEncoding
 from tests.support.imported_logits import Place, npz, softmax
+from workers.config.cache import CacheOptions
+from workers.config.job import JobSpec
 from workers.data.kinds.npz import NpzDataset
-from workers.errors import InvalidLogits
+from workers.errors import ContractViolation, InvalidLogits, LossyCache
+from workers.events import ignore, never
+from workers.methods.catalog import parse_method
+from workers.teacher.build_caches import build_caches
+from workers.teacher.plan_caches import plan_caches
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """400 pictures of 200 classes."""
     folder = tmp_path_factory.mktemp("many")
-    images = np.random.default_rng(0).integers(0, 256, (400, 4, 4), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (400, 8, 8), np.uint8)
     np.savez(folder / "many.npz", images=images, labels=np.arange(400) % 200)
     return Place(folder, NpzDataset(path="many.npz"))
 
@@ -60,3 +66,38 @@ def test_top_k_that_is_none_is_refused(many: Place, change: Callable[..., Any], 
     values, indices = change(np.log(np.take_along_axis(p, indices, axis=1)), indices)
     with pytest.raises(InvalidLogits, match=said):
         many.take(npz(values=values, indices=indices, sample_ids=many.ids), output_kind=kind)
+
+
+def test_a_job_of_sparse_imported_logits_is_judged_by_its_encoding_and_runs_no_teacher(many: Place) -> None:
+    p = softmax(many.logits)
+    indices = np.argsort(-p, axis=1)[:, :5]
+    content = npz(values=np.take_along_axis(p, indices, axis=1), indices=indices, sample_ids=many.ids)
+    key = many.take(content, output_kind="probabilities").key
+    job = JobSpec.model_validate(
+        {
+            "teacher": {"path": many.folders.caches / key, "caches": {"train": key}},
+            "dataset": many.dataset,
+            "students": ["cnn_s"],
+            "methods": [{"preset": "kd", "temperature": 1}],
+            "training": {"epochs": 1, "batch_size": 64},
+            "validation": {"holdout": 0.4},
+            "test": None,
+            "cache": {"allow_lossy": True},
+        }
+    )
+    told: list[Any] = []
+    plan = plan_caches(job, many.folders, told.append, never, threads=1)
+    assert (plan.train_cache.key, plan.test_cache, plan.validation_cache) == (key, None, None)
+    assert plan.fingerprint("validation") != plan.fingerprint("train")
+    assert build_caches(plan, many.folders, told.append, never, threads=1) == 0
+    said = " ".join(getattr(event, "message", "") for event in told)
+    assert "no logits of the validation split were imported" in said
+    assert "sparse" in said
+    # Their level is lost to a softmax, and no other temperature than theirs is exact.
+    with pytest.raises(ContractViolation, match="dtkd"):
+        plan_caches(job.model_copy(update={"methods": (parse_method("dtkd"),)}), many.folders, ignore, never, threads=1)
+    hot = (parse_method({"preset": "kd", "temperature": 8}),)
+    strict = job.model_copy(update={"methods": hot, "cache": CacheOptions()})
+    plan = plan_caches(strict, many.folders, ignore, never, threads=1)
+    with pytest.raises(LossyCache):
+        build_caches(plan, many.folders, ignore, never, threads=1)

@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from store import Catalog
 from tests.support.imported_logits import LIMIT, Place, npy, npz, parquet, softmax
 from workers.config.views import Views
+from workers.data.holdout import hold_out
+from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
+from workers.data.prepare import prepare
+from workers.data.prepared import row_ids
 from workers.errors import ContractViolation, InvalidJob, InvalidLogits
 from workers.teacher.imports.imported_specs import check_views, find_imported, is_normalised
 from workers.teacher.imports.importing import import_in_process
@@ -97,6 +102,20 @@ def test_probabilities_are_told_by_their_values_and_lose_the_level(place: Place)
     several[0, 701] *= 2
     with pytest.raises(ContractViolation, match=r"their rows sum to 1 .. 2"):
         place.take(npy(several), rows="in_order", views=views)
+
+
+def test_logits_of_a_holdout_are_matched_by_the_ids_that_its_rows_have_in_train(place: Place) -> None:
+    train = prepare(place.dataset, "train", place.folder, place.folders.datasets)
+    held = hold_out(train, Holdout(holdout=0.1), place.folders.datasets)
+    rows = np.array(list(row_ids(held))).astype(int)
+    content = npz(logits=place.logits[rows], sample_ids=rows)
+    made = place.take(content, split="validation", validation={"holdout": 0.1})
+    with place.stored(made.key) as reader:
+        assert reader.spec.dataset_fingerprint == held.fingerprint
+    with pytest.raises(InvalidJob, match="is of the validation split"):
+        find_imported({"train": made.key}, place.folders.caches)
+    with pytest.raises(ValidationError, match="leave validation out"):
+        place.take(content, validation={"holdout": 0.1})
 
 
 def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None:
