@@ -32,6 +32,8 @@ PHASES = ("examples", "coverage", "fuzzing", "stateful")
 # A request that fits the document and is refused all the same, and why no schema could say so.
 SEMANTIC = {
     "create_job": "teacher, dataset and students must be there and must fit each other",
+    "add_runs": "the same of the runs, and of the job's plan with them",
+    "extend_run": "its epochs and schedule have to go on from those of the run",
     "create_teacher": "the file must be an ONNX classifier",
     "create_dataset": "the files must be there",
     "preview_method": "temperatures depend on the cache",
@@ -106,7 +108,7 @@ def configuration(ids: Mapping[str, Sequence[str]], *, light: bool) -> str:
     lines += ["[parameters]"]
     lines += [f'"{place}" = {{ dictionary = "{name}", probability = 0.7 }}' for place, name in bound.items()]
     for operation, reason in SEMANTIC.items():
-        many = operation in ("create_job", "preview_method")
+        many = operation in ("create_job", "add_runs", "preview_method")
         lines += [
             f"[[operations]]  # {reason}",
             f'include-operation-id = "{operation}"',
