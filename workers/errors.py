@@ -66,6 +66,10 @@ class InvalidJob(UserError, ValueError):
     """The parts are valid, the whole is not (a student too deep for the images, say)."""
 
 
+class RunsExist(InvalidJob):
+    """Runs that are to be added to a job are in its plan already."""
+
+
 class ContractViolation(UserError, ValueError):
     """Teacher and dataset do not belong together (class count, label order, preprocessing)."""
 

@@ -26,7 +26,8 @@ def check_added(job: JobRecord, block: RunBlock, context: Context) -> CheckedJob
     Raises:
         Conflict: it is being cancelled, only evaluates, extends a run, a teacher of it was deleted, or another version
             has stored it.
-        InvalidRequest, InvalidJob, InvalidDataset, ContractViolation: as at a new job; InvalidJob for runs that it has.
+        InvalidRequest, InvalidJob, InvalidDataset, ContractViolation: as at a new job.
+        RunsExist: it has some of them.
     """
     if job.state is State.CANCELLING:
         raise Conflict(f"no runs can be added to {job.id}: it is being cancelled; add them once it has ended")

@@ -32,6 +32,8 @@ PHASES = ("examples", "coverage", "fuzzing", "stateful")
 # A request that fits the document and is refused all the same, and why no schema could say so.
 SEMANTIC = {
     "create_job": "teacher, dataset and students must be there and must fit each other",
+    "add_runs": "the same of the runs, and of the job's plan with them",
+    "extend_run": "its epochs and schedule have to go on from those of the run",
     "create_teacher": "the file must be an ONNX classifier",
     "import_cache": "the file must hold logits of the dataset's samples",
     "create_dataset": "the files must be there",
@@ -108,7 +110,7 @@ def configuration(ids: Mapping[str, Sequence[str]], *, light: bool) -> str:
     lines += [f'"{place}" = {{ dictionary = "{name}", probability = 0.7 }}' for place, name in bound.items()]
     for operation, reason in SEMANTIC.items():
         uploads = operation in ("create_teacher", "import_cache")
-        many = operation in ("create_job", "preview_method")
+        many = operation in ("create_job", "add_runs", "preview_method")
         lines += [
             f"[[operations]]  # {reason}",
             f'include-operation-id = "{operation}"',

@@ -20,7 +20,7 @@ from workers.config.run_block import RunBlock
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
-from workers.errors import InvalidJob
+from workers.errors import InvalidJob, RunsExist
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
 from workers.methods.papers.base import Preset
@@ -158,7 +158,8 @@ def with_added(plan: Plan, block: RunBlock) -> Plan:
     What the recipe of the job gives to methods and students, it gives to the added ones.
 
     Raises:
-        InvalidJob: the block does not go with the rest of the plan, or names a run that is there.
+        RunsExist: the block names a run that is there.
+        InvalidJob: it does not go with the rest of the plan.
     """
     training, recipe = plan.training, plan.recipe
     if recipe is not None:
@@ -176,7 +177,7 @@ def with_added(plan: Plan, block: RunBlock) -> Plan:
     there = {run.name for run in plan.runs()}
     names = [f"{student.name} {method.label} seed {seed}" for student, method, seed in block.runs]
     if again := [repr(name) for name in names if name in there]:
-        raise InvalidJob(
+        raise RunsExist(
             f"{some_of(again, _NAMED_MAX)} {'is' if len(again) == 1 else 'are'} in the job's plan already: leave "
             f"{'it' if len(again) == 1 else 'them'} out"
         )

@@ -88,7 +88,7 @@ def finish_added(api: Api, job_id: str) -> None:
 def test_runs_that_the_job_has_are_refused_by_name(shared_api: Api, job: dict[str, Any]) -> None:
     same = {"students": ["cnn_s"], "methods": ["ce", "kd"], "seeds": [1, 0]}
     answer = add(shared_api, job["id"], same)
-    assert answer.status_code == 422
+    assert answer.status_code == 409
     assert "'cnn_s ce seed 0', 'cnn_s kd seed 0' are in the job's plan already" in answer.json()["detail"]
     assert len(runs_of(shared_api, job["id"])) == 2
     # And those that were added before.
@@ -179,7 +179,7 @@ def test_requests_at_the_same_time_add_all_runs_or_none_of_each(shared_api: Api,
     seeds = [[1, 2], [3, 4], [5, 6], [1, 2], [3, 4]]
     with ThreadPoolExecutor(5) as pool:
         answers = list(pool.map(lambda each: add(shared_api, job["id"], {**KD2, "seeds": each}), seeds))
-    assert sorted(answer.status_code for answer in answers) == [201, 201, 201, 422, 422]
+    assert sorted(answer.status_code for answer in answers) == [201, 201, 201, 409, 409]
     runs = runs_of(shared_api, job["id"])
     assert sorted(run["seed"] for run in runs[2:]) == [1, 2, 3, 4, 5, 6]
     plan = shared_api.client.get(f"/v1/jobs/{job['id']}").json()["plan"]
