@@ -35,8 +35,6 @@ from service.db.models import RunRecord
 from service.errors import Conflict
 from service.paths import API_PREFIX
 from store import CacheReader, StoreError
-from workers.config.cached_augmentation import read_recipe
-from workers.config.views import is_mixed
 from workers.data.prepared import Dataset
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.cache_values import Values
@@ -89,10 +87,12 @@ class Sources:
     @property
     def is_mixed(self) -> bool:
         """Whether the cache's views are mixed with those of other rows."""
-        return is_mixed(read_recipe(self.reader.spec.augmentation))
+        return not {"mixup", "cutmix"}.isdisjoint(self.reader.spec.augmentation)
 
     def labels(self, view: int) -> npt.NDArray[np.int64] | None:
         """Labels of a view of the split, the heavier ones of mixed views; None where nobody has them any more."""
+        if self.opened is not None and not self.is_mixed:
+            return np.asarray(self.opened.labels_N)
         if self.opened is not None:
             views = CachedViews.of(self.reader.spec, self.opened)
             return views.heavier_labels(self.opened, view, np.arange(self.opened.samples))

@@ -16,6 +16,7 @@ from sqlalchemy import insert, update
 from typer.testing import CliRunner
 
 from service.api.gallery import kept_logits, rows
+from service.api.gallery.gallery import Sources
 from service.api.gallery.row_temperatures import HELD_OUT, STAND_IN
 from service.cli import app as cli
 from service.client.client import Client
@@ -27,6 +28,7 @@ from tests.support.store_cases import make_spec, write_cache
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepare import prepare
 from workers.methods.temperature_bins import count
+from workers.teacher.cached_views import CachedViews
 
 METHODS = [
     "ce",
@@ -60,6 +62,29 @@ class Trained:
 
     def gallery(self, method: int, **query: object) -> Any:  # noqa: ANN401  # JSON
         return self.api.client.get(f"/v1/runs/{self.runs[method]}/gallery", params=query)
+
+
+def test_gallery_has_the_heavier_label_of_views_that_are_mixed(tmp_path: Path) -> None:
+    train = prepare(DigitsDataset(train_per_class=2), "train", tmp_path, tmp_path)
+    for augmentation in ({"recipe": "crop_flip"}, {"recipe": "crop_flip", "mixup": {"alpha": 4.0}}):
+        spec = make_spec(
+            dataset_fingerprint=train.fingerprint, samples=20, views=2, classes=10, augmentation=augmentation
+        )
+        write_cache(tmp_path / "caches", spec)
+        sources = Sources(RunRecord(), CacheReader(tmp_path / "caches", spec), None, train, (tmp_path, None))
+        assert sources.is_mixed == ("mixup" in augmentation)
+        for view in (0, 1):
+            labels_N = sources.labels(view)
+            assert labels_N is not None
+            if not sources.is_mixed:
+                np.testing.assert_array_equal(labels_N, train.labels_N)
+                continue
+            mixing = CachedViews.of(spec, train).draw_mixing(view, np.arange(20))
+            assert mixing is not None
+            is_own = mixing.weight >= 1 << 15
+            assert 2 < is_own.sum() < 18
+            expected = np.where(is_own, train.labels_N, train.labels_N[mixing.sample])
+            np.testing.assert_array_equal(labels_N, expected)
 
 
 @pytest.fixture(scope="module")
