@@ -83,6 +83,18 @@ def test_tar_headers_that_are_hostile_end_the_reading(tmp_path: Path, size: byte
         examine(WebDataset(path="a.tar"), tmp_path)
 
 
+@pytest.mark.parametrize("place", [0, 20, 130, 300])
+def test_tar_headers_with_a_flipped_bit_are_refused(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "a.tar"
+    write(path, samples([0, 1, 0]))
+    content = bytearray(path.read_bytes())
+    second = content.index(b"001.jpg")
+    content[second + place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(NoEnd, match=f"at byte {second}"):
+        headers(path)
+
+
 @pytest.fixture
 def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WebDataset:
     """A shard large enough for its index to be kept; nothing of it is held in this process."""
