@@ -15,11 +15,14 @@ from typing import Any
 import httpx2
 
 from service.api.schemas.methods import EXAMPLE_CACHE
+from service.api.schemas.student_files import EXAMPLE_STUDENT_FILE
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from service.db.ids import new_id
 from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, utc_now
 from service.db.scopes import Scope
 from service.db.states import State
+from service.db.student_file_record import StudentFileRecord
+from service.db.student_files import StudentFiles
 from service.settings import Settings
 from tests.support.filled import ARTIFACT, fill, make_cache
 from tests.support.service_helpers import Api, make_plan, make_settings, teacher_row
@@ -36,6 +39,7 @@ SEMANTIC = {
     "extend_run": "its epochs and schedule have to go on from those of the run",
     "create_teacher": "the file must be an ONNX classifier",
     "import_cache": "the file must hold logits of the dataset's samples",
+    "create_student_file": "the file must be weights or a program",
     "create_dataset": "the files must be there",
     "preview_method": "temperatures depend on the cache",
     "get_report": "the baseline must be a method of the job",
@@ -68,6 +72,14 @@ def stock(api: Api) -> dict[str, list[str]]:
         engine.holder, engine.heartbeat_at = "engine", utc_now()
     teacher = api.queries.get(TeacherRecord, api.teacher())
     others = [api.queries.add_teacher(teacher_row(digit * 64), lambda: None)[0].id for digit in "123456"]
+    described = {"kind": "weights", "name": "begun", "size_bytes": 7, "tensors": 1, "parameters": 1, "dtypes": ["F32"]}
+    student_files = StudentFiles(api.context.database, api.settings)
+    files = [
+        student_files.add(
+            StudentFileRecord(id=new_id("stf"), sha256=digit * 64, **described), lambda path: path.touch()
+        )[0].id
+        for digit in "123456"
+    ]
     datasets = [
         api.queries.add_dataset(DatasetRecord(id=new_id("ds"), name=f"digits {n}", spec={"kind": "digits"}))[0].id
         for n in range(6)
@@ -83,6 +95,7 @@ def stock(api: Api) -> dict[str, list[str]]:
     caches = [make_cache(api.settings.caches_dir, number, whole=number < WHOLE) for number in range(6)]
     return {
         "teacher_id": [teacher.id, *others],
+        "student_file_id": files,
         "dataset_id": datasets,
         "dataset": [*datasets, decoded.fingerprint],
         "job_id": jobs,
@@ -109,7 +122,7 @@ def configuration(ids: Mapping[str, Sequence[str]], *, light: bool) -> str:
     lines += ["[parameters]"]
     lines += [f'"{place}" = {{ dictionary = "{name}", probability = 0.7 }}' for place, name in bound.items()]
     for operation, reason in SEMANTIC.items():
-        uploads = operation in ("create_teacher", "import_cache")
+        uploads = operation in ("create_teacher", "import_cache", "create_student_file")
         many = operation in ("create_job", "add_runs", "preview_method")
         lines += [
             f"[[operations]]  # {reason}",
@@ -148,7 +161,8 @@ def run(url: str, ids: Mapping[str, Sequence[str]], folder: Path, *options: str,
     config.write_text(configuration(ids, light=light))
     described = httpx2.get(f"{url}/openapi.json", timeout=30).text
     # The document's examples name things that are not here.
-    for example, real in ((EXAMPLE_TEACHER, ids["teacher_id"][0]), (EXAMPLE_CACHE, ids["whole"][0])):
+    examples = {EXAMPLE_TEACHER: "teacher_id", EXAMPLE_STUDENT_FILE: "student_file_id", EXAMPLE_CACHE: "whole"}
+    for example, real in ((example, ids[name][0]) for example, name in examples.items()):
         described = described.replace(example, real)
     document.write_text(described)
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", str(document)]

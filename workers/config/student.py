@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from workers.config.initial_weights import InitialWeights, Sha256
 from workers.spec import Spec
 from workers.students.catalog import check_student
+from workers.students.program import is_uploaded
 
 
 def _named(value: object) -> object:
@@ -29,6 +30,8 @@ class StudentSpec(Spec):
     @model_validator(mode="after")
     def _exists(self) -> Self:
         check_student(self.name)
+        if self.program is not None and not is_uploaded(self.name):
+            raise ValueError(f"program is of uploaded students, and {self.name!r} is none: leave it out")
         return self
 
 

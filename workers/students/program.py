@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, ValidationError
 
 from workers.errors import InvalidJob
-from workers.spec import Spec
+from workers.spec import Flag, Real, Spec
 from workers.students.safetensors_header import read_header
 
 PREFIX = "uploaded/"
@@ -19,6 +19,7 @@ METADATA = "retort_program"
 # Of tensors that are no part of the state: names of the state have no such character.
 CONSTANT = "@constant."
 NODES_MAX = 20_000
+Extent = Annotated[int, Field(strict=True, ge=1)]
 
 
 def is_uploaded(name: str) -> bool:
@@ -49,9 +50,9 @@ class NormNode(Spec):
     module: str
     input: str
     output: str
-    momentum: float
-    eps: float
-    affine: bool
+    momentum: Real
+    eps: Real
+    affine: Flag
 
 
 class DropoutNode(Spec):
@@ -60,7 +61,7 @@ class DropoutNode(Spec):
     kind: Literal["dropout"] = "dropout"
     input: str
     output: str
-    p: Annotated[float, Field(ge=0, lt=1)]
+    p: Annotated[float, Field(strict=True, ge=0, lt=1)]
 
 
 AnyNode = Annotated[Node | NormNode | DropoutNode, Field(discriminator="kind")]
@@ -79,10 +80,10 @@ class Program(Spec):
         output: name of the logits' value.
     """
 
-    format: Literal[1] = 1
+    format: Literal["program-1"] = "program-1"
     input: str
-    shape: tuple[int | None, int | None, int | None]
-    classes: Annotated[int, Field(ge=2)]
+    shape: tuple[Extent | None, Extent | None, Extent | None]
+    classes: Annotated[int, Field(strict=True, ge=2)]
     parameters: dict[str, str]
     buffers: dict[str, str]
     constants: dict[str, str]

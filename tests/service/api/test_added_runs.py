@@ -8,7 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.models import JobRecord
 from service.db.states import State
 from service.db.webhook_outbox import WebhookOutbox
@@ -148,7 +148,7 @@ def test_nothing_is_added_to_what_is_being_cancelled_evaluates_or_has_lost_its_t
         assert api.records.move_job(job["id"], State.CANCELLED)
         assert add(api, job["id"], KD2).status_code == 201
         api.context.job_control.cancel_job(job["id"])
-        Deletion(api.context.database, api.settings).delete_teacher(job["teacher"])
+        Deleter(api.context.database, api.settings).delete_teacher(job["teacher"])
         answer = add(api, job["id"], {**KD2, "seeds": [7]})
         assert (answer.status_code, "was deleted" in answer.json()["detail"]) == (409, True)
         assert add(api, "job_" + "0" * 26, KD2).status_code == 404

@@ -35,7 +35,7 @@ pytest_plugins = ["tests.support.service_fixtures"]
 KEY = "0123456789abcdef0123456789abcdef"
 IDS = {
     **{"teacher_id": "tch", "dataset_id": "ds", "dataset": "ds", "job_id": "job", "run_id": "run", "key_id": "key"},
-    **{"split": "test", "row": "row"},
+    **{"split": "test", "row": "row", "student_file_id": "stf"},
 }
 # What a client might try in place of an id, as it stands in the request.
 STRANGE = (
@@ -121,7 +121,7 @@ def test_a_body_is_not_read_before_the_key_and_its_scope_are_known(
 def needed_scope(method: str, path: str) -> Scope:
     """Reading needs read, the rest write; what deletes what is everybody's, and all of /v1/keys, admin."""
     is_everybodys = path == "/v1/gc" or (
-        method == "DELETE" and path.split("/")[2] in ("teachers", "datasets", "caches", "jobs", "runs")
+        method == "DELETE" and path.split("/")[2] in ("teachers", "student-files", "datasets", "caches", "jobs", "runs")
     )
     if path.startswith("/v1/keys") or (is_everybodys and not path.endswith("/pin")):
         return Scope.ADMIN

@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.db.deletion import Deletion
+from service.db.deletion import Deleter
 from service.db.models import JobRecord
 from service.db.states import State
 from service.errors import Conflict
@@ -97,7 +97,7 @@ def test_extend_is_limited_as_a_new_job_and_its_plan_cannot_be_posted(tmp_path: 
         [live] = [job for job in api.queries.jobs(None, None, 9)[0] if job.id != job_id]
         block = {"students": ["cnn_s"], "methods": ["ce"]}
         assert f"goes on from {run_id}" in api.client.post(f"/v1/jobs/{live.id}/runs", json=block).json()["detail"]
-        deletion = Deletion(api.context.database, api.settings)
+        deletion = Deleter(api.context.database, api.settings)
         with pytest.raises(Conflict, match=live.id):
             deletion.delete_run(run_id)
         api.context.job_control.cancel_job(live.id)

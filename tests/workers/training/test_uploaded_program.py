@@ -70,3 +70,8 @@ def test_uploaded_program_that_is_gone_or_for_other_classes_is_refused(digits: D
         train_run(task_of(digits, gone, tmp_path), ignore, never)
     with pytest.raises(InvalidJob, match="the service alone can look up"):
         check_networks(job_of(digits, StudentSpec(name=NAME)), digits.train, digits.folders, ignore)
+
+
+def test_program_of_a_student_that_is_no_upload_is_refused() -> None:
+    with pytest.raises(ValueError, match="program is of uploaded students, and 'cnn_s' is none"):
+        StudentSpec(name="cnn_s", program="a" * 64)
