@@ -21,6 +21,9 @@ from workers.students.build import build_student
 from workers.training.distributed import Replicas
 from workers.training.loop import train_run
 
+# Early, for it is long, and several processes of a busy machine take their time.
+pytestmark = pytest.mark.timeout(600)
+
 # One step of plain descent, so that what the weights have moved by is the gradient.
 ONE_STEP = Training(
     epochs=1,

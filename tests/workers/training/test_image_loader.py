@@ -41,6 +41,9 @@ from workers.training.evaluation_feed import EvaluationFeed
 from workers.training.image_loader import PictureStream, Work, worker_processes, workers_with_room
 from workers.training.training_feed import TrainingFeed
 
+# Early, for it is long, and several processes of a busy machine take their time.
+pytestmark = pytest.mark.timeout(600)
+
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 CLASSES, EACH, HEIGHT, WIDTH = ("ant", "bee", "cat"), 9, 20, 24
