@@ -347,9 +347,11 @@ def test_an_engine_that_is_told_to_end_puts_down_training_and_inference_at_once(
 
 @pytest.fixture
 def pair(service: Processes, teacher_id: str, postgres: PostgresServer) -> tuple[Processes, str]:
-    """The service, with one engine at least, and a teacher of it."""
+    """The service, with one engine at least, which leads, and a teacher of it."""
     if not any(service.is_running(name) for name in ("engine", "engine-2")):
+        (service.data_dir / "engine.log").write_text("")
         service.start("engine")
+        soon(lambda: leads(service, "engine"))
     return service, teacher_id
 
 
