@@ -4,6 +4,10 @@ A run of E epochs that goes on to N ends with the weights of a run of N epochs o
 depends on how many there are in all. Where something does, the extension is refused.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
 from workers.config.training import StepSchedule, Training
 from workers.errors import InvalidJob
 from workers.methods.papers.base import Preset
@@ -22,7 +26,7 @@ class Extension(Spec):
     """
 
     run: str
-    index: int = 0
+    index: Annotated[int, Field(strict=True, ge=0)] = 0
     training: Training
     checkpoint: str
 

@@ -175,7 +175,7 @@ class ExtendedRun(Spec):
     """
 
     run: str
-    index: int
+    index: Annotated[int, Field(strict=True, ge=0)]
     training: Training
     views: Views
     folder: Path

@@ -274,12 +274,13 @@ def test_body_is_not_read_of_a_key_whose_scope_is_too_small(tmp_path: Path) -> N
         reader, writer = (api.context.keys.issue(scope, scope)[1] for scope in (Scope.READ, Scope.WRITE))
         found = list(iter_route_contexts(create_app(api.settings).routes))
         bodies = [route for route in found if isinstance(route.route, APIRoute) and route.route.body_field is not None]
-        assert len(bodies) == 7
+        assert len(bodies) == 9
         assert all(isinstance(route.route, JsonRoute) for route in bodies)
         # A comparison reads, though it has a body.
         refused = [(method, str(route.path), reader) for route in bodies for method in route.methods or ()]
         refused = [each for each in refused if each[1] != "/v1/reports"]
-        refused += [("POST", "/v1/teachers", reader), ("POST", "/v1/keys", writer)]
+        refused += [("POST", f"/v1/{files}", reader) for files in ("teachers", "student-files", "caches")]
+        refused += [("POST", "/v1/keys", writer)]
         for method, path, secret in refused:
             with connected(api.url) as connection:
                 kind = "Content-Type: application/json"

@@ -187,7 +187,7 @@ def test_ema_is_timms() -> None:
     network = build_student("resnet8", 10).train()
     theirs = ModelEmaV3(network, decay=0.9)
     # As a run does, whose counters lie elsewhere while it trains.
-    ours = averages.Ema(network, 0.9)
+    ours = averages.MovingAverage(network, 0.9)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     for _ in range(4):
         optimizer.zero_grad()
