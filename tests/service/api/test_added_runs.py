@@ -106,6 +106,7 @@ REFUSED = {
     "weights": ({**KD2, "students": [{"name": "cnn_s", "init": {"run": "run_" + "0" * 26}}]}, "name a run of this"),
     "other weights": ({**KD2, "students": [{"name": "cnn_s", "init": {"weights": "nowhere.safetensors"}}]}, "nowhere"),
     "runs": ({**KD2, "seeds": list(range(2000))}, "at most"),
+    "product": ({**KD2, "methods": ["kd", "dkd"], "seeds": list(range(1000))}, "has 2000 runs, at most 1000"),
     "terms": (
         {**KD2, "methods": [{"preset": "custom", "name": "x", "terms": [{"loss": {"kind": "kl"}}] * 5000}]},
         "5000 terms",
@@ -132,6 +133,16 @@ def test_runs_are_limited_in_all_and_jobs_that_live_again_count_as_live(tmp_path
         answer = add(api, job["id"], {**KD2, "seeds": [0]})
         assert answer.status_code == 429, answer.text
         assert len(runs_of(api, job["id"])) == 2
+
+
+def test_number_of_runs_is_limited_before_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the runs were made before they were counted")
+
+    with running_api(make_settings(tmp_path, job_runs_max=3)) as api:
+        job = api.post_job()
+        monkeypatch.setattr("service.api.added_runs.with_added", never)
+        assert "has 502 runs, at most 3" in add(api, job["id"], {**KD2, "seeds": list(range(500))}).text
 
 
 def test_nothing_is_added_to_what_is_being_cancelled_evaluates_or_has_lost_its_teacher(tmp_path: Path) -> None:
