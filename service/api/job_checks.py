@@ -87,6 +87,11 @@ class CheckedJob:
         """The first teacher."""
         return self.teachers[0].record
 
+    @property
+    def chosen(self) -> list[ChosenTeacher]:
+        """The teachers as a new job's row has them."""
+        return [ChosenTeacher(each.record, each.weight, each.caches) for each in self.teachers]
+
 
 def check_request(request: JobRequest, context: Context) -> None:
     """Check what needs neither teacher nor dataset.
