@@ -1,5 +1,6 @@
 """Adding runs to a job over HTTP: what is stored, what is refused as at a new job, and requests at the same time."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -226,6 +227,26 @@ def test_the_next_end_of_a_job_is_another_message(tmp_path: Path) -> None:
         assert waiting is not None
         assert (waiting.status, waiting.url, waiting.body) == ("waiting", first.url, None)
         assert waiting.id != first.id
+        # What was not delivered yet is not any more: nobody is told of the first end after the second.
+        assert first.status == "pending"
+        assert outbox.claim({}) == []
+        finish_added(api, job["id"])
+        [claim] = outbox.claim({})
+        assert claim.id == waiting.id
+        assert json.loads(claim.body)["data"]["runs"] == {"cancelled": 0, "failed": 0, "succeeded": 4}
+
+
+def test_a_job_that_was_queued_again_is_cancelled_as_a_whole_or_ends_as_its_runs_say(shared_api: Api) -> None:
+    job = ended(shared_api)
+    add(shared_api, job["id"], KD2)
+    for run in runs_of(shared_api, job["id"])[2:]:
+        shared_api.context.job_control.cancel_run(run["id"])
+    assert shared_api.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "succeeded"
+    add(shared_api, job["id"], {**KD2, "seeds": [5]})
+    shared_api.context.job_control.cancel_job(job["id"])
+    again = shared_api.client.get(f"/v1/jobs/{job['id']}").json()
+    assert again["state"] == "cancelled"
+    assert [run["state"] for run in runs_of(shared_api, job["id"])] == ["succeeded"] * 2 + ["cancelled"] * 3
 
 
 def test_a_plan_that_this_version_cannot_read_gets_no_runs(shared_api: Api, job: dict[str, Any]) -> None:
