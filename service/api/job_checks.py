@@ -23,8 +23,8 @@ from workers.config.combination import check_count
 from workers.config.dataset import DatasetSpec
 from workers.config.full_batch import check_full_batch
 from workers.config.job import Plan
-from workers.config.run_block import RunBlock
 from workers.config.labels import check_labels
+from workers.config.run_block import RunBlock
 from workers.config.teacher import TeacherReading
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine

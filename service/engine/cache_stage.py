@@ -80,6 +80,10 @@ class CacheStage:
                 blocks.setdefault(0 if run.attempt else bisect_right(ends, run.index), []).append(run)
         return [blocks[number] for number in sorted(blocks)]
 
+    def _begun(self, job: ActiveJob) -> set[str]:
+        """Runs that were checked before, by an earlier engine say: they have begun."""
+        return {run.id for run in self._queries.runs(job.id) if run.attempt}
+
     def poll(self, job: ActiveJob, work: Work) -> None:
         """Store what the process has emitted since the last look, and what follows from its end."""
         events, outcome = work.task.poll()
@@ -98,9 +102,7 @@ class CacheStage:
             return
         if outcome.value is not None:
             job.cache_plan = CachePlan.model_validate(outcome.value["plan"])
-            job.checked |= job.checking
-            # Of a job that runs were added to, what has begun was checked before: by an earlier engine, say.
-            job.checked |= {run.id for run in self._queries.runs(job.id) if run.attempt}
+            job.checked |= job.checking | self._begun(job)
             needed = forwards_needed(job.spec, job.cache_plan) if job.spec.added else None
             columns = job.progress.columns_at_end(job.cache_plan, outcome.value, needed)
             self._queries.update_job(job.id, attempt=job.attempt, **columns)

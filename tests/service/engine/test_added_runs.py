@@ -120,7 +120,9 @@ def test_a_successor_trains_what_was_added_to_its_predecessors_job(bench: _Bench
 
 def contract(*complete: bool) -> list[_Task]:
     """Checks that end so, in their order."""
-    return [complete_caches() if is_complete else _Task(outcome=failed("ContractViolation")) for is_complete in complete]
+    return [
+        complete_caches() if is_complete else _Task(outcome=failed("ContractViolation")) for is_complete in complete
+    ]
 
 
 OWN, REFUSED, SOUND = ["cnn_s ce seed 0", "cnn_s kd seed 0"], ["cnn_s dtkd seed 0"], ["cnn_s dkd seed 0"]
