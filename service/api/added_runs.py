@@ -36,9 +36,9 @@ def check_added(job: JobRecord, block: RunBlock, context: Context) -> CheckedJob
         raise Conflict(f"no runs can be added to {job.id}: its run goes on from {plan.extends.run}; post a new job")
     if plan.evaluate:
         raise Conflict(f"no runs can be added to {job.id}: it evaluates its teacher and trains nothing; post a new job")
+    check_run_count((*plan.blocks, block), context.settings)
     known = known_students(block.students, context)
     whole = with_added(plan, RunBlock(students=known, methods=block.methods, seeds=block.seeds))
-    check_run_count(whole, context.settings)
     check_amount([method.model_dump(mode="json") for method in whole.all_methods])
     return check_plan(whole, teachers_of(job, context), context.settings)
 

@@ -24,6 +24,7 @@ from workers.config.dataset import DatasetSpec
 from workers.config.full_batch import check_full_batch
 from workers.config.job import Plan
 from workers.config.labels import check_labels
+from workers.config.run_block import RunBlock
 from workers.config.teacher import TeacherReading
 from workers.config.views import ResizedCrop
 from workers.data.discovery import examine
@@ -86,6 +87,11 @@ class CheckedJob:
         """The first teacher."""
         return self.teachers[0].record
 
+    @property
+    def chosen(self) -> list[ChosenTeacher]:
+        """The teachers as a new job's row has them."""
+        return [ChosenTeacher(each.record, each.weight, each.caches) for each in self.teachers]
+
 
 def check_request(request: JobRequest, context: Context) -> None:
     """Check what needs neither teacher nor dataset.
@@ -96,7 +102,7 @@ def check_request(request: JobRequest, context: Context) -> None:
         InvalidJob: a list of one teacher, or a combination of one.
     """
     _check_teachers(request)
-    check_run_count(request, context.settings)
+    check_run_count(request.blocks, context.settings)
     if request.extends is not None:
         raise InvalidRequest("extends is said by the service: ask POST /v1/runs/{id}/extend for it", "#/extends")
     if request.webhook is None:
@@ -107,9 +113,9 @@ def check_request(request: JobRequest, context: Context) -> None:
         raise InvalidRequest(str(error), "#/webhook/url") from error
 
 
-def check_run_count(plan: Plan, settings: Settings) -> None:
+def check_run_count(blocks: Sequence[RunBlock], settings: Settings) -> None:
     """Refuse a job of more runs than the settings allow. Raises InvalidRequest."""
-    runs = sum(block.count for block in plan.blocks)
+    runs = sum(block.count for block in blocks)
     if runs > settings.job_runs_max:
         raise InvalidRequest(f"the job has {runs} runs, at most {settings.job_runs_max} are allowed: split it", "#")
 

@@ -15,7 +15,6 @@ from service.api.schemas.jobs import (
 )
 from service.api.schemas.labels import NAMES_MAX, LabelsPreview
 from service.db.job_posting import evaluation_run
-from service.db.job_teachers import ChosenTeacher
 from service.db.models import TeacherRecord
 from workers.config.dataset import thumbnail_warnings
 from workers.config.job import Plan
@@ -28,7 +27,7 @@ from workers.unlabelled import numbered
 def preview_of(checked: CheckedJob, warnings: Sequence[str], cost: Cost) -> JobPreview:
     """Document of what a job would be."""
     plan, teacher = checked.plan, checked.teacher
-    chosen = [ChosenTeacher(each.record, each.weight) for each in checked.teachers]
+    chosen = checked.chosen
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
         for run in plan.runs()

@@ -99,7 +99,10 @@ def copy_to_retry(session: Session, job_id: str, retry_id: str) -> None:
 
 
 def renew(session: Session, job_id: str) -> None:
-    """Have the next end of a job that has ended told as well: as another message, in place of the last one."""
+    """Have the next end of a job that has ended told as well: as another message, in place of the last one.
+
+    That is dropped if it was not delivered yet.
+    """
     for row in list(session.scalars(_of(job_id))):
         session.delete(row)
         session.flush()

@@ -74,6 +74,7 @@ class ActiveJob:
         known: runs that are in ``spec``, by id.
         checked: runs whose students and methods were checked when this engine completed the caches.
         checking: those that ``caches`` checks now.
+        checks_apart: whether each block of runs is checked by itself, since a check of several has failed.
         runs: the processes that train its runs or write their artifacts, by run id.
         backoffs: of runs, and of ``caches``, that were lost since they last came on; stored, too.
         alone: runs that share no process.
@@ -94,6 +95,7 @@ class ActiveJob:
     known: set[str] = field(default_factory=set)
     checked: set[str] = field(default_factory=set)
     checking: frozenset[str] = frozenset()
+    checks_apart: bool = False
     runs: dict[str, Work] = field(default_factory=dict)
     backoffs: dict[str, Backoff] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)

@@ -51,9 +51,31 @@ def keep_farthest_checkpoint(folder: Path) -> None:
     An attempt goes on from the farthest one that it can read, so the one of the last attempt is the farthest; what is
     no whole file does not count. While an attempt trains, its own process does this (``RunState.save``).
     """
-    attempts = sorted(folder.glob("a*"), key=lambda path: int(path.name[1:]) if path.name[1:].isdecimal() else 0)
-    found = [attempt / CHECKPOINT for attempt in attempts if (attempt / CHECKPOINT).is_file()]
+    found = _checkpoints(folder)
     whole = [path for path in found if zipfile.is_zipfile(path)]
     if whole:
         for path in found[: found.index(whole[-1])]:
             path.unlink(missing_ok=True)
+
+
+def take_checkpoint(folder: Path, kept: Path, retried: Path) -> None:
+    """Move the farthest checkpoint of a run to the one that has retried it, if that has left none of its own.
+
+    It has none where the retried one was trained and only its artifacts were missing: then that checkpoint is its last.
+
+    Args:
+        folder: of the retry.
+        kept: the attempt of the retry that has succeeded.
+        retried: the folder of the run that it tries again.
+    """
+    if _checkpoints(folder):
+        return
+    whole = [path for path in _checkpoints(retried) if zipfile.is_zipfile(path)]
+    if whole:
+        whole[-1].replace(kept / CHECKPOINT)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of the attempts of a run, those of the first attempt first."""
+    attempts = sorted(folder.glob("a*"), key=lambda path: int(path.name[1:]) if path.name[1:].isdecimal() else 0)
+    return [attempt / CHECKPOINT for attempt in attempts if (attempt / CHECKPOINT).is_file()]

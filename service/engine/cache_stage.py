@@ -1,8 +1,12 @@
 """Inference stage of a job: its caches are built, what the process emits is stored, and its end is judged."""
 
+from bisect import bisect_right
+from collections.abc import Set
+from itertools import accumulate
+
 import structlog
 
-from service.db.models import Json
+from service.db.models import Json, RunRecord
 from service.db.states import State
 from service.engine.active_jobs import CACHES, LOST_ATTEMPTS_MAX, ActiveJob, Work
 from service.engine.context import EngineContext
@@ -58,13 +62,27 @@ class CacheStage:
         job.caches = Work(context.cluster.build_caches(task), job.attempt)
 
     def _spec_to_check(self, job: ActiveJob) -> JobSpec:
-        """The job, or, once runs were added to it, those of its runs that wait: what has begun was checked before."""
+        """The job, or, once runs were added to it, those of its runs that wait; block by block if that has failed."""
         if not job.spec.added:
             job.checking = frozenset(job.states)
             return job.spec
-        runs = {run.id: run for run in self._queries.runs(job.id)}
-        job.checking = frozenset([*job.unchecked, *(run.id for run in runs.values() if run.attempt)])
-        return job.spec.of_runs([runs[id].index for id in job.unchecked])
+        blocks = self._blocks_of(job, set(job.unchecked))
+        runs = blocks[0] if job.checks_apart else [run for block in blocks for run in block]
+        job.checking = frozenset(run.id for run in runs)
+        return job.spec.of_runs([run.index for run in runs])
+
+    def _blocks_of(self, job: ActiveJob, run_ids: Set[str]) -> list[list[RunRecord]]:
+        """These runs by their block of the plan; what has begun, and so was checked by somebody, is in the first."""
+        ends = list(accumulate(block.count for block in job.spec.blocks))
+        blocks: dict[int, list[RunRecord]] = {}
+        for run in self._queries.runs(job.id):
+            if run.id in run_ids:
+                blocks.setdefault(0 if run.attempt else bisect_right(ends, run.index), []).append(run)
+        return [blocks[number] for number in sorted(blocks)]
+
+    def _begun(self, job: ActiveJob) -> set[str]:
+        """Runs that were checked before, by an earlier engine say: they have begun."""
+        return {run.id for run in self._queries.runs(job.id) if run.attempt}
 
     def poll(self, job: ActiveJob, work: Work) -> None:
         """Store what the process has emitted since the last look, and what follows from its end."""
@@ -84,7 +102,7 @@ class CacheStage:
             return
         if outcome.value is not None:
             job.cache_plan = CachePlan.model_validate(outcome.value["plan"])
-            job.checked |= job.checking
+            job.checked |= job.checking | self._begun(job)
             needed = forwards_needed(job.spec, job.cache_plan) if job.spec.added else None
             columns = job.progress.columns_at_end(job.cache_plan, outcome.value, needed)
             self._queries.update_job(job.id, attempt=job.attempt, **columns)
@@ -116,10 +134,15 @@ class CacheStage:
         if not job.spec.added:
             self._endings.fail(job.id, job.attempt, error)
             return
+        refused = [run_id for run_id in job.unchecked if run_id in job.checking]
+        if not job.checks_apart and len(self._blocks_of(job, set(refused))) > 1:
+            # Whose fault it is nobody knows, and what was added shall not take along what could have been trained.
+            log.warning("check of several blocks of runs failed: trying them one by one", job_id=job.id, error=error)
+            job.checks_apart = True
+            return
         log.warning("runs failed before they could begin", job_id=job.id, error=error)
-        for run_id in job.unchecked:
-            if run_id in job.checking:
-                self._queries.move_run(run_id, self._queries.run(run_id).attempt, State.FAILED, error=error)
+        for run_id in refused:
+            self._queries.move_run(run_id, self._queries.run(run_id).attempt, State.FAILED, error=error)
         job.state, job.states = self._queries.states(job.id)
 
     def _set_aside(self, job: ActiveJob, reason: Json) -> None:

@@ -9,7 +9,7 @@ import structlog
 from service.db.models import Json, RunRecord
 from service.db.states import LIVE, WORKING, State
 from service.engine.active_jobs import ActiveJob
-from service.engine.attempt_files import sweep_attempts
+from service.engine.attempt_files import sweep_attempts, take_checkpoint
 from service.engine.context import EngineContext
 from service.errors import NotFound
 from workers.disk_errors import passing_over_disk_errors
@@ -99,4 +99,7 @@ class Endings:
             sweep_attempts(folder, kept, checkpoints=has_succeeded and not keeps)
             while has_succeeded and run.retry_of is not None:
                 run = self._queries.run(run.retry_of)
-                sweep_attempts(self._context.run_folder(run), None, checkpoints=True)
+                retried = self._context.run_folder(run)
+                if keeps and kept is not None:
+                    take_checkpoint(folder, kept, retried)
+                sweep_attempts(retried, None, checkpoints=True)

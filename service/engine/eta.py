@@ -16,6 +16,7 @@ import structlog
 
 from service.db.database import DatabaseDiskError
 from service.db.eta_queries import EtaQueries, LiveJob, LiveRun
+from service.db.job_teachers import members_of
 from service.db.models import Json, utc_now
 from service.db.states import State
 from service.db.transitions import DAMAGED
@@ -62,8 +63,8 @@ class _JobFacts:
         )
         self.batches = batch_numbers(plan)
         self.run_count = len(self.batches)
-        # Of imported logits nothing is inferred, of splits without any neither.
-        self.is_imported = bool(teacher.get("caches"))
+        # Of imported logits nothing is inferred, of splits without any neither. A combination has its first one's.
+        self.is_imported = all(member.get("caches") for member in members_of(teacher))
         self.workload: Workload | None = None
         # Whether more was measured since the workload was computed.
         self.is_stale = True

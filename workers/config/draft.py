@@ -175,7 +175,7 @@ def with_added(plan: Plan, block: RunBlock) -> Plan:
                 told.append("training.student_lr")
         recipe = recipe.model_copy(update={"filled": tuple(sorted(set(told)))})
     there = {run.name for run in plan.runs()}
-    names = [f"{student.name} {method.label} seed {seed}" for student, method, seed in block.runs]
+    names = (f"{student.name} {method.label} seed {seed}" for student, method, seed in block.runs)
     if again := [repr(name) for name in names if name in there]:
         raise RunsExist(
             f"{some_of(again, _NAMED_MAX)} {'is' if len(again) == 1 else 'are'} in the job's plan already: leave "

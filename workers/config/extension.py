@@ -81,7 +81,8 @@ def _check_schedule(before: Training, after: Training) -> None:
         for schedule, epochs in ((old, before.epochs), (new, after.epochs))
     )
     if passed != would or (passed and old.gamma != new.gamma):
-        same = [round(epoch / after.epochs, 12) for epoch in passed]
+        # Times as many epochs as there can be, what is cut off stays below what ``boundaries`` forgives.
+        same = [round(epoch / after.epochs, 15) for epoch in passed]
         raise InvalidJob(
             f"the learning rate of the run has stepped after epochs {passed or 'none'} by {old.gamma:g}, and in "
             f"{after.epochs} epochs it would after {would or 'none'} of the first {before.epochs} by {new.gamma:g}: "

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import FailFast, Field
+from pydantic import FailFast, Field, model_validator
 
 from workers.config.student import Student, StudentSpec
+from workers.errors import InvalidJob
 from workers.methods.catalog import MethodChoice
 from workers.methods.papers.base import Preset
 from workers.spec import AtMost, Seed, Spec
@@ -39,6 +40,13 @@ class RunBlock(Spec):
     students: Annotated[Students, Field(min_length=1)]
     methods: Annotated[Methods, Field(min_length=1)]
     seeds: Seeds = (0,)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        # Lists of a few kilobytes have a product of 1e9, which nobody may walk through.
+        if self.count > RUNS_MAX:
+            raise InvalidJob(f"the block has {self.count} runs, at most {RUNS_MAX} are allowed: split it")
+        return self
 
     @property
     def count(self) -> int:

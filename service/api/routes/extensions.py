@@ -15,7 +15,6 @@ from service.api.schemas.extensions import ExtensionRequest
 from service.api.schemas.jobs import Job
 from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
-from service.db.job_teachers import ChosenTeacher
 from service.db.models import JobRecord, RunRecord
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 500, 503), route_class=JsonRoute)
@@ -62,7 +61,7 @@ def extend_run(
             key_id=who.key_id,
             tags=job.tags or [],
             note=job.note,
-            teachers=[ChosenTeacher(each.record, each.weight) for each in checked.teachers],
+            teachers=checked.chosen,
             samples=job.samples,
         )
     response.status_code = 201 if is_new else 200

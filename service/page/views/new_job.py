@@ -26,7 +26,7 @@ _EXAMPLE: Document = {"students": ["resnet8"], "methods": ["ce", "kd"], "trainin
 async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str = "", expression: str = "") -> None:
     """Build the form of a job, from an old one, a teacher or a dataset where one is given."""
     catalog = await Catalog.load(api)
-    document = await _like(api, job) if job else dict(_EXAMPLE)
+    document = request_like(await api.get(resource("jobs", job))) if job else dict(_EXAMPLE)
     has_teachers = "teachers" in document or "caches" in document
     if not has_teachers and (teacher or len(catalog.teachers) == 1):
         document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
@@ -63,10 +63,11 @@ async def new_job(api: ViewerApi, job: str = "", teacher: str = "", dataset: str
     preview.show(form.document)
 
 
-async def _like(api: ViewerApi, job_id: str) -> Document:
-    """Request that makes a job like another one."""
-    old = await api.get(resource("jobs", job_id))
+def request_like(old: Document) -> Document:
+    """Request that makes a job like another one, by that one's document."""
     plan: dict[str, Any] = dict(old.get("plan") or {})
+    # Said by the service alone: a job of as many epochs from the start is like it.
+    plan.pop("extends", None)
     recipe = plan.pop("recipe", None)
     if isinstance(recipe, dict):
         plan["recipe"] = recipe["name"]

@@ -1,5 +1,6 @@
 """Adding runs to a job over HTTP: what is stored, what is refused as at a new job, and requests at the same time."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -106,6 +107,7 @@ REFUSED = {
     "weights": ({**KD2, "students": [{"name": "cnn_s", "init": {"run": "run_" + "0" * 26}}]}, "name a run of this"),
     "other weights": ({**KD2, "students": [{"name": "cnn_s", "init": {"weights": "nowhere.safetensors"}}]}, "nowhere"),
     "runs": ({**KD2, "seeds": list(range(2000))}, "at most"),
+    "product": ({**KD2, "methods": ["kd", "dkd"], "seeds": list(range(1000))}, "has 2000 runs, at most 1000"),
     "terms": (
         {**KD2, "methods": [{"preset": "custom", "name": "x", "terms": [{"loss": {"kind": "kl"}}] * 5000}]},
         "5000 terms",
@@ -132,6 +134,16 @@ def test_runs_are_limited_in_all_and_jobs_that_live_again_count_as_live(tmp_path
         answer = add(api, job["id"], {**KD2, "seeds": [0]})
         assert answer.status_code == 429, answer.text
         assert len(runs_of(api, job["id"])) == 2
+
+
+def test_number_of_runs_is_limited_before_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the runs were made before they were counted")
+
+    with running_api(make_settings(tmp_path, job_runs_max=3)) as api:
+        job = api.post_job()
+        monkeypatch.setattr("service.api.added_runs.with_added", never)
+        assert "has 502 runs, at most 3" in add(api, job["id"], {**KD2, "seeds": list(range(500))}).text
 
 
 def test_nothing_is_added_to_what_is_being_cancelled_evaluates_or_has_lost_its_teacher(tmp_path: Path) -> None:
@@ -215,6 +227,26 @@ def test_the_next_end_of_a_job_is_another_message(tmp_path: Path) -> None:
         assert waiting is not None
         assert (waiting.status, waiting.url, waiting.body) == ("waiting", first.url, None)
         assert waiting.id != first.id
+        # What was not delivered yet is not any more: nobody is told of the first end after the second.
+        assert first.status == "pending"
+        assert outbox.claim({}) == []
+        finish_added(api, job["id"])
+        [claim] = outbox.claim({})
+        assert claim.id == waiting.id
+        assert json.loads(claim.body)["data"]["runs"] == {"cancelled": 0, "failed": 0, "succeeded": 4}
+
+
+def test_a_job_that_was_queued_again_is_cancelled_as_a_whole_or_ends_as_its_runs_say(shared_api: Api) -> None:
+    job = ended(shared_api)
+    add(shared_api, job["id"], KD2)
+    for run in runs_of(shared_api, job["id"])[2:]:
+        shared_api.context.job_control.cancel_run(run["id"])
+    assert shared_api.client.get(f"/v1/jobs/{job['id']}").json()["state"] == "succeeded"
+    add(shared_api, job["id"], {**KD2, "seeds": [5]})
+    shared_api.context.job_control.cancel_job(job["id"])
+    again = shared_api.client.get(f"/v1/jobs/{job['id']}").json()
+    assert again["state"] == "cancelled"
+    assert [run["state"] for run in runs_of(shared_api, job["id"])] == ["succeeded"] * 2 + ["cancelled"] * 3
 
 
 def test_a_plan_that_this_version_cannot_read_gets_no_runs(shared_api: Api, job: dict[str, Any]) -> None:

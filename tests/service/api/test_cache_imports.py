@@ -14,10 +14,11 @@ from service.client.client import Client
 from store import CacheReader
 from tests.service.api.test_routes import problem
 from tests.support.imported_logits import Values, npz
-from tests.support.service_helpers import Api, make_settings, running_api
+from tests.support.service_helpers import Api, finish, make_settings, running_api
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import Dataset, row_ids
+from workers.run_files import CHECKPOINT
 
 pytest_plugins = ["tests.support.service_fixtures"]
 DIGITS = {"kind": "digits"}
@@ -143,3 +144,34 @@ def test_client_and_command_import_what_they_export(
         assert client.import_cache(path, DIGITS)["key"] == key
     assert main(["--url", shared_api.url, "cache", "import", str(path), "--dataset", json.dumps(DIGITS)]) == 0
     assert capsys.readouterr().out.strip() == key
+
+
+def test_a_run_on_imported_logits_is_extended_alone_or_in_a_combination(shared_api: Api, logits: Values) -> None:
+    client = shared_api.client
+    key = post(shared_api, npz(logits=logits), rows="in_order", source="a notebook").json()["key"]
+    test = prepare(DigitsDataset(), "test", shared_api.settings.data_root, shared_api.settings.datasets_dir)
+    of_test = npz(logits=9 * np.eye(10, dtype=np.float32)[np.asarray(test.labels_N)] - 1)
+    caches = {"train": key, "test": post(shared_api, of_test, rows="in_order", split="test").json()["key"]}
+    imported, teacher = {"caches": caches, "weight": 3.0}, {"id": shared_api.teacher(), "weight": 1.0}
+    training = {"epochs": 1, "schedule": {"kind": "step", "milestones": []}, "keep_checkpoint": True}
+    plan = {"dataset": DIGITS, "students": ["cnn_s"], "methods": ["kd"], "training": training}
+    for given in (
+        {"caches": {"train": key}, "cache": {}},
+        {"teachers": [imported, teacher]},
+        {"teachers": [teacher, imported]},
+    ):
+        posted = client.post("/v1/jobs", json={**plan, "cache": {"dtype": "float32"}, **given})
+        assert posted.status_code == 201, posted.text
+        job = posted.json()
+        finish(shared_api.records, job["id"])
+        [run] = shared_api.records.runs(job["id"])
+        with shared_api.context.database.write() as session:
+            session.get_one(type(run), run.id).epoch = run.epochs
+        folder = shared_api.settings.jobs_dir / job["id"] / run.id / "a1"
+        folder.mkdir(parents=True)
+        (folder / CHECKPOINT).touch()
+        answer = client.post(f"/v1/runs/{run.id}/extend", json={"epochs": 2})
+        assert answer.status_code == 201, answer.text
+        client.post(f"/v1/jobs/{answer.json()['id']}/cancel")
+        assert answer.json()["teachers"] == job["teachers"]
+        assert answer.json()["caches"] == job["caches"]

@@ -17,7 +17,7 @@ from workers.cluster.outcomes import TaskOutcome
 from workers.config.draft import with_added
 from workers.config.job import Plan
 from workers.config.run_block import RunBlock
-from workers.config.task import CachesTask
+from workers.config.task import CachesTask, TrainingTask
 from workers.run_files import ARTIFACTS
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -30,6 +30,11 @@ class _Recording(_Cluster):
         super().__init__(*tasks, endings=endings)
         self.cpus = 4
         self.asked: list[list[str]] = []
+        self.all_tasks: list[_Task] = []
+
+    def train(self, name: str, orders: Sequence[TrainingTask], cpus: float, gpu_share: float) -> list[_Task]:
+        self.all_tasks += super().train(name, orders, cpus, gpu_share)
+        return self.tasks
 
     def build_caches(self, asked: CachesTask) -> _Task:
         self.asked.append([run.name for run in asked.job.runs()])
@@ -111,6 +116,83 @@ def test_a_successor_trains_what_was_added_to_its_predecessors_job(bench: _Bench
     ticks(engine, 3)
     # The processes of the first two are gone as well.
     assert sorted(cluster.started_runs) == ["cnn_s ce seed 0", "cnn_s dkd seed 0", "cnn_s kd seed 0"]
+
+
+def contract(*complete: bool) -> list[_Task]:
+    """Checks that end so, in their order."""
+    return [
+        complete_caches() if is_complete else _Task(outcome=failed("ContractViolation")) for is_complete in complete
+    ]
+
+
+OWN, REFUSED, SOUND = ["cnn_s ce seed 0", "cnn_s kd seed 0"], ["cnn_s dtkd seed 0"], ["cnn_s dkd seed 0"]
+
+
+def test_refused_runs_leave_those_that_a_successor_finds_half_trained(bench: _Bench) -> None:
+    """To the successor all of them wait: the processes of the first two are gone."""
+    ticks(bench.engine_on(_Recording(complete_caches())), 3)
+    assert states(bench) == [State.RUNNING] * 2
+    add(bench.database, bench.job_id, "dtkd")
+    add(bench.database, bench.job_id, "dkd")
+    cluster = _Recording(*contract(False, True, False, True))
+    engine = bench.engine_on(cluster)
+    ticks(engine, 6)
+    assert [sorted(names) for names in cluster.asked] == [sorted([*OWN, *REFUSED, *SOUND]), OWN, REFUSED, SOUND]
+    assert states(bench) == [State.RUNNING, State.RUNNING, State.FAILED, State.RUNNING]
+    assert [run.attempt for run in bench.queries.runs(bench.job_id)] == [2, 2, 0, 1]
+
+
+def test_refused_runs_leave_those_of_a_job_that_had_not_begun_when_they_were_added(bench: _Bench) -> None:
+    add(bench.database, bench.job_id, "dtkd")
+    cluster = _Recording(*contract(False, True, False))
+    ticks(bench.engine_on(cluster), 6)
+    assert cluster.asked[1:] == [OWN, REFUSED]
+    assert states(bench) == [State.RUNNING, State.RUNNING, State.FAILED]
+    assert bench.state is State.RUNNING
+
+
+def test_refused_runs_leave_those_of_a_job_that_was_paused_and_resumed(bench: _Bench) -> None:
+    cluster = _Recording(*contract(True, False, True, False))
+    engine = bench.engine_on(cluster)
+    ticks(engine, 3)
+    bench.job_control.pause_job(bench.job_id)
+    engine.tick()
+    for task in cluster.all_tasks:
+        task.outcome = TaskOutcome(kind="paused")
+    ticks(engine, 3)
+    assert bench.state is State.PAUSED
+    add(bench.database, bench.job_id, "dtkd")
+    bench.job_control.resume_job(bench.job_id)
+    ticks(engine, 8)
+    assert cluster.asked[2:] == [OWN, REFUSED]
+    assert states(bench) == [State.RUNNING, State.RUNNING, State.FAILED]
+
+
+def test_runs_of_a_job_that_fail_their_own_check_leave_those_that_were_added(bench: _Bench) -> None:
+    add(bench.database, bench.job_id, "dkd")
+    cluster = _Recording(*contract(False, False, True))
+    ticks(bench.engine_on(cluster), 6)
+    assert states(bench) == [State.FAILED, State.FAILED, State.RUNNING]
+
+
+def test_refused_runs_leave_one_that_is_lost_while_they_are_checked(bench: _Bench) -> None:
+    ticks(bench.engine_on(_Recording(complete_caches())), 3)
+    add(bench.database, bench.job_id, "dtkd")
+    checks = contract(False, True)
+    refusal, checks[0].outcome = checks[0].outcome, None
+    cluster = _Recording(*checks)
+    first, second = bench.queries.runs(bench.job_id)[:2]
+    cluster.found = {str(first.actor): _Task(), str(second.actor): _Task()}
+    engine = bench.engine_on(cluster)
+    engine.tick()
+    assert cluster.asked == [REFUSED]
+    cluster.found[str(first.actor)].outcome = TaskOutcome(kind="vanished", message="it died", is_node_fault=True)
+    engine.tick()
+    assert states(bench)[0] is State.LOST
+    checks[0].outcome = refusal
+    ticks(engine, 3)
+    assert cluster.asked[1:] == [OWN[:1]]
+    assert states(bench) == [State.RUNNING, State.RUNNING, State.FAILED]
 
 
 def test_runs_added_at_the_moment_of_the_end_are_trained(bench: _Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,6 +144,23 @@ def test_eta_of_other_jobs_and_the_cost_survive_damaged_plans(api: Api, clock: C
     assert cost["seconds"]["missing"] == []
 
 
+def test_eta_counts_the_inference_of_a_combination_whose_first_member_alone_is_imported(api: Api) -> None:
+    """The first one's copy is at the top of a combination's."""
+    job = api.context.queries.get(JobRecord, api.post_job()["id"])
+    assert job.teacher is not None
+    imported = {**job.teacher, "id": "", "caches": {"train": "a" * 64}}
+    for first, second, is_imported in (
+        (imported, imported, True),
+        (imported, job.teacher, False),
+        (job.teacher, imported, False),
+    ):
+        members = [{**first, "weight": 1.0}, {**second, "weight": 1.0}]
+        facts = eta._JobFacts(Plan.model_validate(job.plan), job.plan, {**first, "members": members})
+        assert facts.is_imported is is_imported
+    assert eta._JobFacts(Plan.model_validate(job.plan), job.plan, imported).is_imported
+    assert not eta._JobFacts(Plan.model_validate(job.plan), job.plan, job.teacher).is_imported
+
+
 def test_eta_of_jobs_beyond_the_limits_is_cleared(api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     measured_job(api)
     jobs = [api.post_job(group_size=1)["id"] for _ in range(3)]

@@ -5,6 +5,7 @@ import pytest
 from service.page.job_form import seeds_error, seeds_of
 from service.page.job_students import students_of
 from service.page.number_field import number_error
+from service.page.views.new_job import request_like
 
 
 @pytest.mark.parametrize("text", ["0, 1,2", "0;1; 2,", " 0,1,,2 "])
@@ -46,3 +47,13 @@ def test_number_has_to_be_within_bounds_that_are_exclusive() -> None:
     assert number_error(0.0, schema) == "0 has to be more than 0"
     assert number_error(1.0, schema) == "1 has to be less than 1"
     assert number_error(0.5, schema) is None
+
+
+def test_request_like_an_extended_job_trains_all_epochs_from_the_start() -> None:
+    """What a job extends is said by the service, and refused of a client."""
+    teacher = {"id": "tch_1", "caches": None, "weight": 1.0}
+    old = {"teacher": "tch_1", "teachers": [teacher], "name": "longer", "tags": []}
+    plan = {"students": ["cnn_s"], "training": {"epochs": 40}, "recipe": {"name": "none"}}
+    found = request_like({**old, "plan": {**plan, "extends": {"run": "run_1"}}})
+    assert found == {**plan, "recipe": "none", "name": "longer", "teacher": "tch_1"}
+    assert found == request_like({**old, "plan": plan})

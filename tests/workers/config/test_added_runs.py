@@ -62,6 +62,19 @@ def test_added_runs_leave_the_learning_rates_that_a_client_has_chosen() -> None:
     assert with_added(filled(**stated), block(students=["mobilenet_v2"])).training.student_lr == {"resnet8": 0.02}
 
 
+def test_block_of_more_runs_than_a_job_may_have_is_refused_before_anything_walks_through_them() -> None:
+    """The product of these lists is 1e9; the body of a request for it has 15 kilobytes."""
+    students = [{"name": "resnet8", "init": {"weights": f"{number}.safetensors"}} for number in range(1000)]
+    methods = [{"preset": "kd", "temperature": 1 + number / 1000} for number in range(1000)]
+    many = {"students": students, "methods": methods, "seeds": list(range(1000))}
+    with pytest.raises(ValidationError, match="the block has 1000000000 runs, at most 1000 are allowed"):
+        RunBlock.model_validate(many)
+    with pytest.raises(ValidationError, match="the block has 1000000000 runs"):
+        PlanDraft.model_validate({"dataset": CIFAR, "students": ["resnet8"], "methods": ["ce"], "added": [many]})
+    with pytest.raises(ValidationError, match="the job has 1000000000 runs"):
+        PlanDraft.model_validate({"dataset": CIFAR, **many})
+
+
 REFUSED = [
     ({"methods": ["ce"]}, "'resnet8 ce seed 0' is in the job's plan already: leave it out"),
     ({"methods": ["ce", "dkd"], "seeds": [0, 1]}, "'resnet8 ce seed 0', 'resnet8 dkd seed 0' are in the job's plan"),

@@ -1,5 +1,7 @@
 """More epochs for a run that has ended: the bits of a run of as many from the start, and what is refused."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,18 @@ def test_check_extension_lets_steps_on_that_are_yet_to_come() -> None:
         after = changed(STEPS, epochs=4, schedule=StepSchedule(milestones=milestones, gamma=0.3))
         check_extension(constant, after, parse_method("kd"), 2)
     assert torch.equal(torch.tensor(StepSchedule().boundaries(240)), torch.tensor([150, 180, 210]))
+
+
+def test_schedule_that_a_refusal_suggests_steps_where_the_run_has_stepped() -> None:
+    """Twelve digits of a third are too few for thousands of epochs."""
+    for trained, epochs in ((3000, 9000), (7001, 21003), (29, 100_000)):
+        before = changed(STEPS, epochs=trained, schedule=StepSchedule(milestones=(1 / 3, 0.7)))
+        stretched = changed(before, epochs=epochs)
+        with pytest.raises(InvalidJob) as refused:
+            check_extension(before, stretched, parse_method("kd"), trained)
+        [suggested] = re.findall(r'"milestones": (\[.*?\])', str(refused.value))
+        after = changed(before, epochs=epochs, schedule=StepSchedule(milestones=tuple(json.loads(suggested))))
+        check_extension(before, after, parse_method("kd"), trained)
 
 
 def test_plan_that_extends_a_run_has_it_alone_and_bundles_do_not_say_so(digits: Digits) -> None:
