@@ -128,6 +128,16 @@ def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None
     assert "for the upload says accept_teacher" in " ".join(made.warnings)
 
 
+def test_imports_are_judged_by_their_worst_view(place: Place) -> None:
+    views = {"augmentation": {"recipe": "crop_flip"}, "count": 3}
+    rolled = npy(np.stack([place.logits, place.logits, np.roll(place.logits, 7, axis=0)]))
+    with pytest.raises(ContractViolation, match=r"view 2 of 3 .*guessing would"):
+        place.take(rolled, rows="in_order", views=views)
+    made = place.take(rolled, rows="in_order", views=views, accept_teacher=True)
+    assert made.accuracy is not None
+    assert made.accuracy < 0.3
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

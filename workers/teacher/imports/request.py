@@ -81,7 +81,7 @@ class ImportedCache(Spec):
     Attributes:
         key: of the cache.
         is_new: whether it was not there before.
-        accuracy: top-1 of the logits on labelled samples; None without any.
+        accuracy: top-1 of the logits on labelled samples, of the worst view; None without any.
         warnings: sentences for a person.
     """
 
