@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from store import Catalog
 from tests.support.imported_logits import LIMIT, Place, npy, npz, parquet, softmax
+from tests.support.store_cases import make_spec, write_cache
 from workers.config.views import Views
 from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
@@ -18,7 +19,12 @@ from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import row_ids
 from workers.errors import ContractViolation, InvalidJob, InvalidLogits
-from workers.teacher.imports.imported_specs import check_views, find_imported, is_normalised
+from workers.teacher.imports.imported_specs import (
+    check_views,
+    find_imported,
+    imported_preprocessing,
+    is_normalised,
+)
 from workers.teacher.imports.importing import import_in_process
 from workers.teacher.imports.uploaded_file import read_upload
 
@@ -126,6 +132,21 @@ def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None
         place.take(npy(place.logits[:, [1, 0, *range(2, 10)]]), rows="in_order")
     made = place.take(shuffled, rows="in_order", accept_teacher=True)
     assert "for the upload says accept_teacher" in " ".join(made.warnings)
+
+
+def test_lossy_encodings_are_refused_of_splits_that_results_are_measured_on(place: Place, tmp_path: Path) -> None:
+    for encoding in ("uint8", {"kind": "sparse", "top": 2, "tail": 2, "temperature": 1}):
+        with pytest.raises(ValidationError, match=r"split is test, on which results are measured.*\"dense\""):
+            place.take(npy(place.logits), split="test", rows="in_order", encoding=encoding)
+    spec = make_spec(
+        preprocessing=imported_preprocessing("logits", None), split="test", encoding="uint8", dtype="float32"
+    )
+    train = make_spec(preprocessing=imported_preprocessing("logits", None), encoding="uint8", dtype="float32")
+    for each in (spec, train):
+        write_cache(tmp_path, each)
+    with pytest.raises(InvalidJob, match="has the encoding uint8, which is lossy"):
+        find_imported({"train": train.key, "test": spec.key}, tmp_path)
+    assert find_imported({"train": train.key}, tmp_path) == {"train": train}
 
 
 def test_imports_are_judged_by_their_worst_view(place: Place) -> None:
