@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from store import Catalog
 from tests.support.imported_logits import LIMIT, Place, npy, npz, parquet, softmax
 from tests.support.store_cases import make_spec, write_cache
+from workers.config.teacher import OutputKind
 from workers.config.views import Views
 from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
@@ -19,6 +20,7 @@ from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import row_ids
 from workers.errors import ContractViolation, InvalidJob, InvalidLogits
+from workers.teacher.imports import imported_rows, parquet_child
 from workers.teacher.imports.imported_specs import (
     check_views,
     find_imported,
@@ -27,6 +29,8 @@ from workers.teacher.imports.imported_specs import (
 )
 from workers.teacher.imports.importing import import_in_process
 from workers.teacher.imports.uploaded_file import read_upload
+from workers.teacher.preflight.output_kind import FoundKind, OutputOrigin, find_kind
+from workers.teacher.preflight.session import Outputs
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_probabilities_are_told_by_their_values_and_lose_the_level(place: Place)
     # Some rows tell the kind, and all have to be of it: more than are looked at first, and one of the others is wrong.
     views = {"augmentation": {"recipe": "crop_flip"}, "count": 6}
     several = np.stack([p.astype(np.float32)] * 6)
-    several[0, 701] *= 2
+    several[0, 702] *= 2
     with pytest.raises(ContractViolation, match=r"their rows sum to 1 .. 2"):
         place.take(npy(several), rows="in_order", views=views)
 
@@ -132,6 +136,40 @@ def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None
         place.take(npy(place.logits[:, [1, 0, *range(2, 10)]]), rows="in_order")
     made = place.take(shuffled, rows="in_order", accept_teacher=True)
     assert "for the upload says accept_teacher" in " ".join(made.warnings)
+
+
+def test_rows_of_several_kinds_are_refused(place: Place) -> None:
+    p = softmax(place.logits).astype(np.float32)
+    for other in (p, np.log(p)):
+        mixed = place.logits.copy()
+        mixed[700:800] = other[700:800]
+        with pytest.raises(ContractViolation, match=r"100 of 1,442 rows \(the first is row 700"):
+            place.take(npy(mixed), rows="in_order")
+        assert place.take(npy(mixed), rows="in_order", output_kind="logits").is_new
+
+
+def test_kinds_are_found_piece_by_piece(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def measured(origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None) -> FoundKind:
+        sizes.append(outputs_RN.size)
+        return find_kind(origin, outputs_RN, stated)
+
+    monkeypatch.setattr(imported_rows, "_CELLS", 4000)
+    monkeypatch.setattr(imported_rows, "find_kind", measured)
+    place.take(npy(softmax(place.logits).astype(np.float32)), rows="in_order")
+    assert (max(sizes), sum(sizes)) == (4000, 4000 + place.logits.size)
+
+
+def test_rows_of_a_view_are_counted_in_one_pass() -> None:
+    """Of an upload that decides how many views there are."""
+
+    class Listed(list[int]):
+        def count(self, value: int) -> int:
+            raise AssertionError
+
+    places_R, shape, _ = parquet_child._places(Listed([0, 2, 1, 1, 0, 2]), None, 6)
+    assert (places_R.tolist(), shape) == ([0, 4, 2, 3, 1, 5], (3, 2))
 
 
 def test_lossy_encodings_are_refused_of_splits_that_results_are_measured_on(place: Place, tmp_path: Path) -> None:
