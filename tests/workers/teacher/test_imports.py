@@ -19,7 +19,7 @@ from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import row_ids
-from workers.errors import ContractViolation, InvalidJob, InvalidLogits
+from workers.errors import ContractViolation, InvalidJob, InvalidLogits, InvalidTeacher
 from workers.teacher.imports import imported_rows, parquet_child
 from workers.teacher.imports.imported_specs import (
     check_views,
@@ -31,6 +31,7 @@ from workers.teacher.imports.importing import import_in_process
 from workers.teacher.imports.uploaded_file import read_upload
 from workers.teacher.preflight.output_kind import FoundKind, OutputOrigin, find_kind
 from workers.teacher.preflight.session import Outputs
+from workers.teacher.wording import Wording
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,27 @@ def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None
     assert "for the upload says accept_teacher" in " ".join(made.warnings)
 
 
+def test_messages_of_imports_speak_of_the_file_and_of_no_teacher(place: Place) -> None:
+    """Each next step is one that an import has."""
+    p, names = softmax(place.logits), list("abcdefghij")
+    in_other_order = place.logits[:, [1, 0, *range(2, 10)]]
+    for values, options, said in (
+        (in_other_order, {}, "Import the file with `class_names`.*the file's order here, or write the file with"),
+        (place.logits, {"output_kind": "probabilities"}, "the import's output_kind.*its values.*: import it with"),
+        (1 / (1 + np.exp(-place.logits)), {}, "The file's values.*Import the logits, .*in `output_kind` "),
+        (place.logits[:, 1:], {}, "the file has 9 classes.*give the file its `class_names`"),
+        (place.logits, {"class_names": names}, "that the file lacks.*The file's are.*in the import's `class_map`"),
+        (place.logits, {"class_names": names[1:]}, "the file's output has 10 columns"),
+        (place.logits, {"class_map": {"0": 11}}, "the file's output has columns"),
+    ):
+        with pytest.raises((ContractViolation, InvalidTeacher), match=said) as refused:
+            place.take(npy(values), rows="in_order", **options)
+        assert "teacher" not in str(refused.value).replace("accept_teacher", "")
+    for values in (p, 100 * p, np.log(p)):
+        told = " ".join(place.take(npy(values.astype(np.float32)), rows="in_order").warnings)
+        assert ("file" in told, "teacher" in told) == (True, False)
+
+
 def test_rows_of_several_kinds_are_refused(place: Place) -> None:
     p = softmax(place.logits).astype(np.float32)
     for other in (p, np.log(p)):
@@ -151,9 +173,11 @@ def test_rows_of_several_kinds_are_refused(place: Place) -> None:
 def test_kinds_are_found_piece_by_piece(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
 
-    def measured(origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None) -> FoundKind:
+    def measured(
+        origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None, *, wording: Wording
+    ) -> FoundKind:
         sizes.append(outputs_RN.size)
-        return find_kind(origin, outputs_RN, stated)
+        return find_kind(origin, outputs_RN, stated, wording=wording)
 
     monkeypatch.setattr(imported_rows, "_CELLS", 4000)
     monkeypatch.setattr(imported_rows, "find_kind", measured)

@@ -14,6 +14,7 @@ from workers.data.prepared import Dataset
 from workers.teacher.preflight.class_order import better_order
 from workers.teacher.preflight.rows import LABELLED_MIN
 from workers.teacher.preflight.score import Score
+from workers.teacher.wording import IMPORT
 from workers.unlabelled import labelled_rows
 
 
@@ -74,7 +75,7 @@ def _judge(
         return Judgement(None, one if len(labels_R) > 1 else (), (told,))
     score = Score.of(logits_RC[labelled], labels_R[labelled])
     right = f"The logits{of_view} are right on {score.hits} of {score.rows} labelled samples ({score.accuracy:.1%}), "
-    order = better_order(score, dataset.class_names)
+    order = better_order(score, dataset.class_names, IMPORT)
     doubts = []
     if score.explained_by_chance:
         doubts.append(

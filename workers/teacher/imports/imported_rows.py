@@ -21,6 +21,7 @@ from workers.teacher.imports.request import ImportOptions
 from workers.teacher.imports.uploaded_file import UploadedLogits
 from workers.teacher.output_values import LOG_FLOOR, to_logits
 from workers.teacher.preflight.output_kind import STORED, SUM_TOLERANCE, find_kind
+from workers.teacher.wording import IMPORT
 
 # Values that are looked at together: 16 MiB of float32.
 _CELLS = 1 << 22
@@ -77,7 +78,7 @@ class ImportedRows:
                     "neither the dataset nor the upload names the classes, and top-k does not tell how many there are: "
                     "state `class_names`"
                 )
-        columns = match_classes(reading, None, dataset.class_names, outputs)
+        columns = match_classes(reading, None, dataset.class_names, outputs, wording=IMPORT)
         notes = [columns.note] if columns.note else []
         if upload.is_top_k:
             kind = options.output_kind or "log_probabilities"
@@ -91,12 +92,12 @@ class ImportedRows:
         values_RK = upload.values_VNK().reshape(-1, outputs)
         rows = min(len(values_RK), _SOME_ROWS, max(1, _CELLS // outputs))
         some = values_RK[np.linspace(0, len(values_RK) - 1, rows).astype(np.int64)]
-        found = find_kind(origin, some, options.output_kind)
+        found = find_kind(origin, some, options.output_kind, wording=IMPORT)
         refusals = found.refusals
         if found.kind != "logits":
             # A few rows have told, and all have to be of that kind.
             for piece in _pieces(values_RK):
-                find_kind(origin, piece, found.kind)
+                find_kind(origin, piece, found.kind, wording=IMPORT)
         elif options.output_kind is None and not refusals:
             refusals = _mixed(values_RK, SUM_TOLERANCE[upload.dtype])
         return cls(upload, row_N, found.kind, columns, outputs, refusals, (*notes, *found.warnings))
