@@ -28,13 +28,17 @@ def backup(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where the backup goes; must not exist yet.")],
     data_dir: DataDir = None,
     with_caches: Annotated[
-        bool, typer.Option("--with-caches", help="Complete caches, too; they can be computed again.")
+        bool,
+        typer.Option(
+            "--with-caches",
+            help="All complete caches; without it those of imported logits, which nobody can compute again.",
+        ),
     ] = False,
     accept_missing: Annotated[
         bool, typer.Option("--accept-missing", help="Though files are gone that the database names.")
     ] = False,
 ) -> None:
-    """Copy database, teachers and jobs to a new folder, while the service runs."""
+    """Copy database, teachers, jobs and imported logits to a new folder, while the service runs."""
     from service.operations.backup import backup as make
     from service.settings import Settings
 
@@ -71,4 +75,5 @@ def _document(manifest: "Manifest") -> "Document":
 
 def _summary(manifest: "Manifest") -> str:
     files = f"{len(manifest.files)} files, {render.size(manifest.size_bytes)}"
-    return f"{manifest.jobs} jobs ({files}, of {manifest.made_at:%Y-%m-%d %H:%M:%S} UTC)"
+    imported = f" and {manifest.imported_caches} caches of imported logits" if manifest.imported_caches else ""
+    return f"{manifest.jobs} jobs{imported} ({files}, of {manifest.made_at:%Y-%m-%d %H:%M:%S} UTC)"

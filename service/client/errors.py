@@ -83,6 +83,13 @@ class ServiceUnreachable(ClientError, ConnectionError):
 
     def __init__(self, url: str, reason: object) -> None:
         self.url = url
+        if isinstance(reason, httpx2.ReadTimeout):
+            # It is there, and perhaps at work: nobody has to start it.
+            super().__init__(
+                f"the Retort service at {url} has not answered in time ({str(reason) or 'ReadTimeout'}), and may go on "
+                "with what was sent: look there, or send it again; the same file gives the same teacher or cache"
+            )
+            return
         proxies = proxy_variables(url)
         named = f"; the environment names a proxy, {' and '.join(proxies)}" if proxies else ""
         super().__init__(

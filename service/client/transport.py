@@ -19,6 +19,8 @@ STREAM_SILENCE_S = 45.0
 PATIENCE_S = 60.0
 # For one request that checks an upload or re-reads a whole cache: work, not waiting.
 LONG_S = 900.0
+# For an import: reading the file and importing it may each take RETORT_IMPORT_TIMEOUT_S, 3,600 s by default.
+IMPORT_S = 2 * 3600.0 + LONG_S
 # A proxy in front of a restarting service answers with these; the request did not get through.
 UNAVAILABLE = frozenset({502, 503, 504})
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session
 
+from service.db.cache_use import caches_of_live_jobs
 from service.db.ids import is_id
 from service.db.job_labels import SEARCHED, search_text
 from service.db.job_search import JobFilter, JobOrder, RunFilter, find_jobs
@@ -26,7 +27,7 @@ from service.db.models import (
 )
 from service.db.packed_events import events_before, events_of, metrics_by_epoch
 from service.db.run_additions import RunAdditions
-from service.db.states import LIVE, State
+from service.db.states import State
 from service.db.transitions import Row, assign, event_rows, existing
 from service.errors import Conflict
 from workers.config.dataset import DatasetSpec
@@ -174,10 +175,9 @@ class ApiQueries(RunAdditions):
 
     def user_of_cache(self, key: str) -> str | None:
         """The id of a job that has not ended and uses this cache; paused, say, it would have to infer it again."""
-        query = select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(LIVE))
         with self.database.read() as session:
-            rows = session.execute(query).all()
-        return next((id for id, caches in rows if key in (caches or {}).values()), None)
+            found = caches_of_live_jobs(session)
+        return next((id for id, keys in found.items() if key in keys), None)
 
     # ------------------------------------------------------------------------------------- events, metrics, files
 

@@ -1,14 +1,16 @@
-"""Queries of the use of a cache: the jobs that name it, what their runs have trained, and how fast it was inferred."""
+"""Queries of the use of caches: by live jobs, jobs that name one, epochs trained, and how fast rows were inferred."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Text, cast, func, select
+from sqlalchemy.orm import Session
 
 from service.db.database import Database
+from service.db.job_teachers import cache_keys, members_of
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, RunRecord
 from service.db.packed_events import unpack
-from service.db.states import State
+from service.db.states import LIVE, State
 from service.db.transitions import event_rows
 
 
@@ -28,6 +30,18 @@ class TrainedRun(NamedTuple):
     job_id: str
     method_spec: Json
     epoch: int
+
+
+def caches_of_live_jobs(session: Session, job_ids: Collection[str] | None = None) -> dict[str, list[str]]:
+    """Keys of the caches that each job uses that has not ended; imported ones from its first moment on.
+
+    Args:
+        job_ids: ask for these jobs alone.
+    """
+    query = select(JobRecord.id, JobRecord.caches, JobRecord.teacher).where(JobRecord.state.in_(LIVE))
+    if job_ids is not None:
+        query = query.where(JobRecord.id.in_(job_ids))
+    return {id: cache_keys(caches, members_of(teacher)) for id, caches, teacher in session.execute(query)}
 
 
 def jobs_of_cache(database: Database, key: str, limit: int) -> tuple[list[UsingJob], int]:

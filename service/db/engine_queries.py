@@ -17,6 +17,7 @@ from sqlalchemy.orm import aliased
 
 from service.db import set_aside
 from service.db.backoff import Backoff
+from service.db.cache_use import caches_of_live_jobs
 from service.db.event_queries import JOB_FIELDS, EventQueries, check_fields
 from service.db.models import JobRecord, Json, RunRecord
 from service.db.run_queries import RunQueries
@@ -93,17 +94,14 @@ class EngineQueries(RunQueries, EventQueries):
             query = select(JobRecord).where(JobRecord.state.in_(WORKING))
             return list(session.scalars(query.order_by(JobRecord.id)))
 
-    def caches_in_use(self, job_ids: Collection[str] | None = None) -> dict[str, Json]:
-        """Keys of the caches, by split, of each job that has not ended: it may wait or be paused.
+    def caches_in_use(self, job_ids: Collection[str] | None = None) -> dict[str, list[str]]:
+        """Keys of the caches of each job that has not ended and uses some: it may wait or be paused.
 
         Args:
             job_ids: ask for these jobs alone.
         """
-        query = select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(LIVE))
-        if job_ids is not None:
-            query = query.where(JobRecord.id.in_(job_ids))
         with self.database.read() as session:
-            return {id: caches for id, caches in session.execute(query) if caches}
+            return {id: keys for id, keys in caches_of_live_jobs(session, job_ids).items() if keys}
 
     def adopt_job(self, job_id: str) -> JobRecord | None:
         """Make this engine the one who works on an unfinished job: a new attempt, so its former one is fenced off.

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from service.db import webhook_outbox
 from service.db.database import Database
 from service.db.ids import new_id
-from service.db.job_teachers import ChosenTeacher, deleted_teachers, document_of, name_of
+from service.db.job_teachers import ChosenTeacher, deleted_teachers, document_of, imported_keys, name_of
 from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
 from service.db.student_file_record import StudentFileRecord
@@ -173,7 +173,11 @@ class JobPosting:
         check()
         self.check_queue(session, key_id)
         again = JobRecord(
-            id=new_id("job"), retry_of=job.id, key_id=key_id, **{name: getattr(job, name) for name in _KEPT_JOB}
+            id=new_id("job"),
+            retry_of=job.id,
+            caches=imported_keys(job.teacher),
+            key_id=key_id,
+            **{name: getattr(job, name) for name in _KEPT_JOB},
         )
         session.add(again)
         session.flush()
@@ -230,13 +234,13 @@ def check_uploads(session: Session, students: Sequence[StudentSpec]) -> None:
 
 
 def _new_job(plan: Plan, teachers: Sequence[ChosenTeacher]) -> JobRecord:
+    teacher = document_of(teachers)
     return JobRecord(
         id=new_id("job"),
         name=plan.name,
         teacher_id=teachers[0].record.id,
-        teacher=document_of(teachers),
-        # Known from the beginning: nobody deletes them while the job waits.
-        caches=(teachers[0].keys or None) if len(teachers) == 1 else None,
+        teacher=teacher,
+        caches=imported_keys(teacher),
         plan=plan.model_dump(mode="json"),
     )
 

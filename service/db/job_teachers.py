@@ -87,6 +87,24 @@ def members_of(teacher: Mapping[str, Any] | None) -> Sequence[Json]:
     return members
 
 
+def imported_keys(teacher: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """``JobRecord.caches`` of a job that waits, by ``JobRecord.teacher``: of imported logits alone they are known."""
+    if not teacher or teacher.get("members"):
+        return None
+    return teacher.get("caches") or None
+
+
+def cache_keys(caches: Mapping[str, str] | None, members: Sequence[Json]) -> list[str]:
+    """Keys of the caches that a job uses: those that it has told of, and imported ones of its teachers.
+
+    Args:
+        caches: ``JobRecord.caches``; of several teachers only those of the combination.
+        members: as ``members_of``.
+    """
+    named = [caches or {}, *(member.get("caches") or {} for member in members)]
+    return list(dict.fromkeys(key for each in named for key in each.values()))
+
+
 def name_of(names: Sequence[str]) -> str:
     """Name of a combination, or of an only teacher."""
     return " + ".join(names)

@@ -107,8 +107,8 @@ class Scheduler:
         context = self._context
         context.connect(cluster, gpus)
         # All of them before the first job makes room for itself.
-        for job_id, caches in self._queries.caches_in_use().items():
-            context.leases.take(job_id, caches.values())
+        for job_id, keys in self._queries.caches_in_use().items():
+            context.leases.take(job_id, keys)
         actor_groups: dict[str, int] = {}
         for job in self._queries.unfinished_jobs():
             adopted = self._queries.adopt_job(job.id)

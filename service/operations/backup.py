@@ -1,4 +1,4 @@
-"""Backup of what a service keeps: database, teachers, the jobs' folders; caches if they are asked for.
+"""Backup of what a service keeps: database, teachers, the jobs' folders, imported caches; others if asked for.
 
 The database comes first, and then the files that it names: artifacts are never changed, so whatever the copy of the
 database knows to have succeeded is there. Files of an attempt that it knows may be newer, which is what an engine finds
@@ -36,6 +36,7 @@ from service.version import service_version
 from store import CacheNotFound, Catalog, StoreError
 from workers.files import disk_full_is_disk_low, sync, sync_folder
 from workers.run_files import CHECKPOINT
+from workers.teacher.imports.imported_specs import is_imported
 
 _LOOKS = 5  # for a checkpoint that is replaced while it is looked for
 _REVISION = "SELECT version_num FROM alembic_version"
@@ -46,7 +47,8 @@ def backup(settings: Settings, target: Path, *, with_caches: bool = False, accep
 
     Args:
         target: a folder that is not there yet; until the backup is whole it is called ``<target>.partial``.
-        with_caches: complete caches, too; they can be computed again.
+        with_caches: all complete caches, too; without it those alone whose logits were imported, for no teacher of
+            the service computes these again.
         accept_missing: make it though files are gone or damaged that the database names.
 
     Raises:
@@ -100,8 +102,7 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
             f"{', '.join(sorted(missing)[:3])}. A job or teacher may have been deleted just now: try again, and if "
             "they stay missing, --accept-missing makes a backup without them"
         )
-    if with_caches:
-        _copy_caches(Catalog(settings.caches_dir), folder / "caches", files)
+    imported = _copy_caches(Catalog(settings.caches_dir), folder / "caches", files, with_computed=with_caches)
     sync_folders(folder)
     return Manifest(
         made_at=made_at,
@@ -109,6 +110,7 @@ def _fill(settings: Settings, folder: Path, *, with_caches: bool, accept_missing
         database="sqlite" if name == SQLITE_FILE else "postgresql",
         revision=revision,
         jobs=len(known.attempts),
+        imported_caches=imported,
         missing=sorted(missing),
         files=files,
     )
@@ -184,11 +186,19 @@ def _copy_later_checkpoint(gone: Path, folder: Path, name: str, files: dict[str,
                 return
 
 
-def _copy_caches(catalog: Catalog, folder: Path, files: dict[str, FileEntry]) -> None:
-    """Copy the complete caches; one that is deleted meanwhile is left out."""
-    copies = Catalog(folder)
+def _copy_caches(catalog: Catalog, folder: Path, files: dict[str, FileEntry], *, with_computed: bool) -> int:
+    """Copy the complete caches; one that is deleted meanwhile is left out.
+
+    Args:
+        with_computed: those that a teacher can compute again, too; else imported ones alone.
+
+    Returns:
+        How many imported ones were copied.
+    """
+    copies, imported = Catalog(folder), 0
     for entry in catalog.list():
-        if entry.state != "complete":
+        was_imported = entry.spec is not None and is_imported(entry.spec)
+        if entry.state != "complete" or not (with_computed or was_imported):
             continue
         group = catalog.root / entry.key
         copied: dict[str, FileEntry] = {}
@@ -202,8 +212,10 @@ def _copy_caches(catalog: Catalog, folder: Path, files: dict[str, FileEntry]) ->
             is_whole = False
         if is_whole:
             files |= copied
+            imported += was_imported
         else:
             shutil.rmtree(folder / entry.key, ignore_errors=True)
+    return imported
 
 
 def _is_there(files: Mapping[str, FileEntry], path: str, sha256: str) -> bool:

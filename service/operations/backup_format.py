@@ -6,14 +6,14 @@ A backup is a folder::
     database.sqlite3            SQLite, copied by its backup API; or database.pgdump, by pg_dump
     teachers/<sha256>.onnx
     jobs/<job>/<run>/a<attempt>/...
-    caches/<key>/...            complete ones
+    caches/<key>/...            complete ones: those of imported logits, all if that was asked for
 """
 
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.db.revisions import known_revisions
 from service.errors import BadBackup
@@ -34,6 +34,7 @@ class Manifest(BaseModel):
         retort: the version that made it.
         revision: migration that the database is at.
         jobs: how many it knows.
+        imported_caches: how many caches of imported logits it holds.
         missing: files that the database names and the service did not have, where that was accepted.
         files: by path relative to the backup.
     """
@@ -46,6 +47,8 @@ class Manifest(BaseModel):
     database: Literal["sqlite", "postgresql"]
     revision: str
     jobs: int
+    # Left out without any, so that versions from before imports read these backups.
+    imported_caches: int = Field(0, ge=0, exclude_if=lambda count: count == 0)
     missing: list[str]
     files: dict[str, FileEntry]
 

@@ -15,12 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.engine import URL
 
+from service.db.cache_use import caches_of_live_jobs
 from service.db.database import Database
-from service.db.models import JobRecord
-from service.db.states import LIVE
 from service.settings import MiB, Settings
 from service.units import size
 from store import Catalog
@@ -147,8 +145,8 @@ class Freeable:
 
     def _look(self) -> str:
         with self._database.read() as session:
-            rows = session.execute(select(JobRecord.id, JobRecord.caches).where(JobRecord.state.in_(LIVE))).all()
-        live, in_use = {id for id, _ in rows}, {key for _, caches in rows for key in (caches or {}).values()}
+            live = caches_of_live_jobs(session)
+        in_use = {key for keys in live.values() for key in keys}
         count, cache_bytes = Catalog(self._settings.caches_dir).evictable(in_use)
         checkpoints = [path for path in self._settings.jobs_dir.glob("*/*/a*/*.pt") if path.parts[-4] not in live]
         command = "`retort cache delete KEY` can free"

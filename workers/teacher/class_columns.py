@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from workers.config.teacher import TeacherReading
 from workers.errors import ContractViolation, InvalidTeacher
+from workers.teacher.wording import TEACHER, Wording
 from workers.texts import shortened
 
 MatchedBy = Literal["position", "name"]
@@ -48,6 +49,8 @@ def match_classes(
     file_names: Sequence[str] | None,
     dataset_names: Sequence[str],
     outputs: int | None,
+    *,
+    wording: Wording = TEACHER,
 ) -> ClassColumns:
     """Match the classes of a dataset with the columns of an output.
 
@@ -56,40 +59,44 @@ def match_classes(
         file_names: class names in the file's metadata.
         dataset_names: in label order; empty where nothing names the dataset's classes.
         outputs: columns of the output; None where the graph leaves them open.
+        wording: of the messages.
 
     Raises:
         InvalidTeacher: ``class_names`` has another number of names than the output has columns.
         ContractViolation: the dataset has classes that the teacher lacks, a name fits several columns, or the numbers
             of classes differ and nothing tells which is which.
     """
-    check_names(reading, outputs)
+    check_names(reading, outputs, wording)
     names = reading.class_names
     if not dataset_names:  # of classes that nothing names, the teacher tells the number
         return ClassColumns(None, "position", names)
     if names is None and file_names is not None and outputs in (None, len(file_names)):
         names = tuple(file_names)
     if names is None and not reading.class_map:
-        return _in_order(dataset_names, outputs)
-    matches = _matches(names or (), reading.class_map, dataset_names, outputs)
+        return _in_order(dataset_names, outputs, wording)
+    matches = _matches(names or (), reading.class_map, dataset_names, outputs, wording=wording)
     is_stated = reading.class_names is not None or bool(reading.class_map)
     try:
-        columns = _one_each(matches, names, dataset_names)
+        columns = _one_each(matches, names, dataset_names, wording)
     except ContractViolation:
         if is_stated or (any(matches) and outputs not in (None, len(dataset_names))):
             raise
         which = "do not tell the column of each of" if any(matches) else "are none of"
         note = (
-            f"the class names in the teacher's file ({_listed(names or ())}) {which} the dataset's "
+            f"the class names in {wording.who}'s file ({_listed(names or ())}) {which} the dataset's "
             f"({_listed(dataset_names)}): the classes are taken in their order"
         )
-        return _in_order(dataset_names, outputs)._replace(note=note)
+        return _in_order(dataset_names, outputs, wording)._replace(note=note)
     in_order = columns == tuple(range(outputs or len(names or columns)))
     return ClassColumns(
-        None if in_order else columns, "name", names, _note(columns, names, dataset_names, outputs, in_order=in_order)
+        None if in_order else columns,
+        "name",
+        names,
+        _note(columns, names, dataset_names, outputs, in_order=in_order, wording=wording),
     )
 
 
-def check_names(reading: TeacherReading, outputs: int | None) -> None:
+def check_names(reading: TeacherReading, outputs: int | None, wording: Wording = TEACHER) -> None:
     """Refuse names that are not one for each column of an output.
 
     Raises:
@@ -98,23 +105,28 @@ def check_names(reading: TeacherReading, outputs: int | None) -> None:
     names = reading.class_names
     if names is not None and outputs not in (None, len(names)):
         raise InvalidTeacher(
-            f"class_names has {len(names)} names, the teacher's output has {outputs} columns: give one name for each "
+            f"class_names has {len(names)} names, {wording.who}'s output has {outputs} columns: give one name for each "
             "column, in their order"
         )
 
 
-def _in_order(dataset_names: Sequence[str], outputs: int | None) -> ClassColumns:
+def _in_order(dataset_names: Sequence[str], outputs: int | None, wording: Wording) -> ClassColumns:
     if outputs not in (None, len(dataset_names)):
         raise ContractViolation(
-            f"the teacher has {outputs} classes, the dataset has {len(dataset_names)}: they do not belong together. "
-            "Where the dataset's classes are some of the teacher's, give the teacher its `class_names`, one for each "
-            "column, and they are matched by name"
+            f"{wording.who} has {outputs} classes, the dataset has {len(dataset_names)}: they do not belong together. "
+            f"Where the dataset's classes are some of {wording.who}'s, give {wording.who} its `class_names`, one for "
+            "each column, and they are matched by name"
         )
     return ClassColumns(None, "position")
 
 
 def _matches(
-    names: Sequence[str], class_map: Mapping[str, str | int], dataset_names: Sequence[str], outputs: int | None
+    names: Sequence[str],
+    class_map: Mapping[str, str | int],
+    dataset_names: Sequence[str],
+    outputs: int | None,
+    *,
+    wording: Wording,
 ) -> list[frozenset[int]]:
     """Columns that fit each class of the dataset."""
     find = _finder(names)
@@ -125,7 +137,7 @@ def _matches(
             count = outputs if outputs is not None else len(names) or None
             if count is not None and wanted >= count:
                 raise ContractViolation(
-                    f"class_map gives {name!r} column {wanted}, the teacher's output has columns 0 to {count - 1}"
+                    f"class_map gives {name!r} column {wanted}, {wording.who}'s output has columns 0 to {count - 1}"
                 )
             found.append(frozenset({wanted}))
         else:
@@ -134,14 +146,15 @@ def _matches(
 
 
 def _one_each(
-    matches: Sequence[frozenset[int]], names: Sequence[str] | None, dataset_names: Sequence[str]
+    matches: Sequence[frozenset[int]], names: Sequence[str] | None, dataset_names: Sequence[str], wording: Wording
 ) -> tuple[int, ...]:
     """The one column of each class. Raises ContractViolation."""
     missing = [name for name, columns in zip(dataset_names, matches, strict=True) if not columns]
     if missing:
         raise ContractViolation(
-            f"the dataset has {len(missing)} classes that the teacher lacks: {_listed(missing)}. The teacher's are "
-            f"{_listed(names or ())}. Where one has another name there, say so in the teacher's `class_map`: "
+            f"the dataset has {len(missing)} classes that {wording.who} lacks: {_listed(missing)}. "
+            f"{wording.who.capitalize()}'s are {_listed(names or ())}. Where one has another name there, say so in "
+            f"{wording.its}`class_map`: "
             f'{{"{shortened(missing[0], 40)}": "its name there"}}, or the number of its column; else leave the class '
             "out of the dataset"
         )
@@ -149,15 +162,15 @@ def _one_each(
         if len(columns) > 1:
             several = ", ".join(f"{k} ({_name(names, k)!r})" for k in sorted(columns)[:_SHOWN])
             raise ContractViolation(
-                f"the class {shortened(name)!r} fits several columns of the teacher: {several}. Say which in the "
-                f'teacher\'s `class_map`: {{"{shortened(name, 40)}": {min(columns)}}}'
+                f"the class {shortened(name)!r} fits several columns of {wording.who}: {several}. Say which in "
+                f'{wording.its}`class_map`: {{"{shortened(name, 40)}": {min(columns)}}}'
             )
     order = [min(columns) for columns in matches]
     owners: dict[int, str] = {}
     for name, column in zip(dataset_names, order, strict=True):
         if column in owners:
             raise ContractViolation(
-                f"column {column} ({_name(names, column)!r}) of the teacher fits two classes of the dataset, "
+                f"column {column} ({_name(names, column)!r}) of {wording.who} fits two classes of the dataset, "
                 f"{shortened(owners[column])!r} and {shortened(name)!r}: say which column is which in its `class_map`"
             )
         owners[column] = name
@@ -171,6 +184,7 @@ def _note(
     outputs: int | None,
     *,
     in_order: bool,
+    wording: Wording,
 ) -> str:
     if in_order:
         return ""
@@ -180,7 +194,7 @@ def _note(
     )
     more = ", ..." if len(columns) > _SHOWN else ""
     total = outputs or len(names or ()) or max(columns) + 1
-    what = "in another order" if total == len(columns) else f"{len(columns)} of the teacher's {total}"
+    what = "in another order" if total == len(columns) else f"{len(columns)} of {wording.who}'s {total}"
     return f"the dataset's classes are matched by name, {what}: {shown}{more}"
 
 

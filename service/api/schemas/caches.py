@@ -52,7 +52,9 @@ class Cache(Document):
 class ImportedCache(Cache):
     """A cache of logits that were imported, and what was found about them."""
 
-    accuracy: float | None = Field(description="top-1 on some hundred samples with a label; null without any")
+    accuracy: float | None = Field(
+        description="top-1 on some hundred samples with a label, of the worst view; null without any"
+    )
     warnings: list[str]
 
 

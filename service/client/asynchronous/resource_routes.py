@@ -9,7 +9,7 @@ from typing import Literal
 from service.client import documents
 from service.client.asynchronous.connection import ServiceConnection
 from service.client.asynchronous.download import download_file
-from service.client.transport import LONG_S, path_part
+from service.client.transport import IMPORT_S, LONG_S, path_part
 
 
 class ResourceRoutes:
@@ -215,7 +215,7 @@ class ResourceRoutes:
                 documents.ImportedCache,
                 data={field: value for field, value in fields.items() if value is not None},
                 files={"file": (path.name, file, "application/octet-stream")},
-                timeout=LONG_S,
+                timeout=IMPORT_S,
                 repeat=False,
             )
 

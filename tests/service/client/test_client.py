@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 
 from service.cli.supervisor import command, free_port
@@ -16,11 +17,27 @@ from service.client.client import Client
 from service.client.errors import ApiProblem, DamagedDownload, ServiceUnreachable, UnusableProxy, WaitTimeout
 from service.client.event_stream import parse_events
 from service.db.states import State
+from service.settings import Settings
 from tests.support.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.service_helpers import PREPROCESSING, Api, add_job, finish, make_settings, onnx_bytes, running_api
 
 pytest_plugins = ["tests.support.service_fixtures"]
+
+
+def test_client_waits_for_an_import_as_long_as_the_service_may_take(tmp_path: Path) -> None:
+    waited = []
+
+    def no_answer(request: httpx2.Request) -> httpx2.Response:
+        waited.append(request.extensions["timeout"]["read"])
+        raise httpx2.ReadTimeout("timed out", request=request)
+
+    (tmp_path / "logits.npy").write_bytes(b"logits")
+    said = pytest.raises(ServiceUnreachable, match=r"may go on with what was sent.*the same file gives the same")
+    with Client(transport=httpx2.MockTransport(no_answer)) as client, said:
+        client.import_cache(tmp_path / "logits.npy", "numbers")
+    # The file is read first, and imported then.
+    assert waited[0] > 2 * Settings.model_fields["import_timeout_s"].default
 
 
 @pytest.fixture

@@ -6,10 +6,13 @@ from service.db.api_queries import ApiQueries
 from service.db.cache_use import TrainedRun, cache_events, jobs_of_cache, trained_runs
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
+from service.db.job_teachers import ChosenTeacher, imported_record
 from service.db.models import JobRecord, Json
 from service.db.packed_events import compact
 from service.db.states import State
-from tests.support.service_helpers import add_job
+from tests.support.service_helpers import add_job, finish, make_plan, teacher_row
+from tests.support.store_cases import make_spec
+from workers.teacher.imports.imported_specs import imported_preprocessing
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -44,3 +47,29 @@ def test_jobs_of_a_cache_come_newest_first_with_what_was_inferred_for_them(
     assert compact(database, jobs[0]) > 0
     assert cache_events(database, jobs) == before
     assert cache_events(database, jobs[1:]) == []
+
+
+def test_imported_caches_are_in_use_while_a_job_waits_also_of_a_retry_and_of_a_combination(
+    database: Database, queries: EngineQueries, api_queries: ApiQueries
+) -> None:
+    """Each is found by ``user_of_cache``, so that nobody deletes it, and by ``caches_in_use``."""
+    train, test = (make_spec(preprocessing=imported_preprocessing("logits", None), split=s) for s in ("train", "test"))
+    logits = ChosenTeacher(imported_record("a notebook", train), caches={"train": train, "test": test})
+    keys = {"train": train.key, "test": test.key}
+    row = api_queries.add_teacher(teacher_row(), lambda: None)[0]
+    for teachers, told in (
+        ((logits,), keys),
+        ((logits, ChosenTeacher(row)), None),
+        ((ChosenTeacher(row), logits), None),
+    ):
+        job = api_queries.add_job(make_plan(), teachers[0].record, None, teachers=teachers)[0]
+        finish(queries, job.id, State.FAILED)
+        assert queries.caches_in_use() == {}
+        assert api_queries.user_of_cache(test.key) is None
+        again = api_queries.retry_job(job.id, lambda: None)[0]
+        assert again.caches == job.caches == told
+        assert {id: set(found) for id, found in queries.caches_in_use().items()} == {again.id: set(keys.values())}
+        assert {api_queries.user_of_cache(key) for key in keys.values()} == {again.id}
+        for run in queries.runs(again.id):
+            assert queries.move_run(run.id, 0, State.CANCELLED)
+        assert queries.move_job(again.id, State.CANCELLED)

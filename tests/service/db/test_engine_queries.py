@@ -337,9 +337,9 @@ def test_the_caches_in_use_are_those_of_jobs_that_have_not_ended(
     job_control.pause_job(jobs[0].id)
     assert queries.settle_job(jobs[0].id, 1)
     assert queries.move_job(jobs[2].id, State.FAILED)
-    used = {jobs[0].id: {"train": "key 0"}, jobs[1].id: {"train": "key 1"}}
+    used = {jobs[0].id: ["key 0"], jobs[1].id: ["key 1"]}
     assert queries.caches_in_use() == used
-    assert queries.caches_in_use([jobs[1].id, jobs[2].id, jobs[3].id]) == {jobs[1].id: {"train": "key 1"}}
+    assert queries.caches_in_use([jobs[1].id, jobs[2].id, jobs[3].id]) == {jobs[1].id: ["key 1"]}
 
 
 def test_a_pausing_job_is_adopted_as_it_is_and_a_paused_one_is_nobodys(

@@ -46,6 +46,7 @@ from tests.support.service_helpers import (
     void,
 )
 from tests.support.store_cases import make_spec, write_cache
+from workers.teacher.imports.imported_specs import imported_preprocessing
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -184,6 +185,22 @@ def test_backup_has_complete_caches_if_they_are_asked_for_and_restore_puts_them_
     restore(new, tmp_path / "with")
     assert Catalog(new.caches_dir).verify(spec.key).ok
     assert [path.name for path in new.caches_dir.iterdir()] == [spec.key]
+
+
+def test_backup_always_has_imported_caches_and_restore_brings_them_back_pinned(tmp_path: Path) -> None:
+    old = a_service(tmp_path / "old")
+    imported = make_spec(preprocessing=imported_preprocessing("logits", None))
+    for spec in (make_spec(), imported):
+        write_cache(old.caches_dir, spec)
+    Catalog(old.caches_dir).pin(imported.key)
+    made = backup(old, tmp_path / "without")
+    assert {name.split("/")[1] for name in made.files if name.startswith("caches")} == {imported.key}
+    assert made.imported_caches == 1
+    assert backup(old, tmp_path / "with", with_caches=True).imported_caches == 1
+    new = make_settings(tmp_path)
+    assert restore(new, tmp_path / "without")[0] == made
+    assert Catalog(new.caches_dir).verify(imported.key).ok
+    assert Catalog(new.caches_dir).get(imported.key).pinned
 
 
 def test_backup_has_no_decoded_datasets_no_unfinished_files_and_no_later_attempts(tmp_path: Path) -> None:

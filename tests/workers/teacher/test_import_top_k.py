@@ -56,6 +56,10 @@ def test_top_k_shares_what_is_left_and_becomes_sparse(many: Place, kind: str) ->
         (lambda v, i: (v, i + 190), None, "classes are 0 to 199"),
         (lambda v, i: (v, i - 200), None, "index is negative"),
         (lambda v, i: (v + 1, i), None, "probabilities that sum to"),
+        # Logits, which are no log-probabilities; and logarithms of another base.
+        (lambda v, i: (v - 6, i), None, "the 195 other classes would have 0.00.*of logits send the log-softmax"),
+        (lambda v, i: (v / np.log(2) - 4, i), "log_probabilities", "the least here has"),
+        (lambda v, i: (np.exp(v), i), "percent", "state the kind that the values are of"),
         (lambda v, i: (v, i[:, 1:]), None, "one for each"),
         (lambda v, i: (v, i.astype(float)), None, "as integers"),
     ],
@@ -66,6 +70,16 @@ def test_top_k_that_is_none_is_refused(many: Place, change: Callable[..., Any], 
     values, indices = change(np.log(np.take_along_axis(p, indices, axis=1)), indices)
     with pytest.raises(InvalidLogits, match=said):
         many.take(npz(values=values, indices=indices, sample_ids=many.ids), output_kind=kind)
+
+
+def test_top_k_of_all_classes_sums_to_one(many: Place) -> None:
+    p = softmax(many.logits)
+    indices = np.tile(np.arange(200), (400, 1))
+    made = many.take(npz(values=np.log(p).astype(np.float16), indices=indices, sample_ids=many.ids))
+    with many.stored(made.key) as reader:
+        np.testing.assert_allclose(softmax(reader.logits(0)), p, rtol=2e-2, atol=1e-6)
+    with pytest.raises(InvalidLogits, match=r"sum to 0\.9.*all classes are there"):
+        many.take(npz(values=np.log(0.9 * p), indices=indices, sample_ids=many.ids))
 
 
 def test_a_job_of_sparse_imported_logits_is_judged_by_its_encoding_and_runs_no_teacher(many: Place) -> None:

@@ -11,16 +11,27 @@ from pydantic import ValidationError
 
 from store import Catalog
 from tests.support.imported_logits import LIMIT, Place, npy, npz, parquet, softmax
+from tests.support.store_cases import make_spec, write_cache
+from workers.config.teacher import OutputKind
 from workers.config.views import Views
 from workers.data.holdout import hold_out
 from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.prepare import prepare
 from workers.data.prepared import row_ids
-from workers.errors import ContractViolation, InvalidJob, InvalidLogits
-from workers.teacher.imports.imported_specs import check_views, find_imported, is_normalised
+from workers.errors import ContractViolation, InvalidJob, InvalidLogits, InvalidTeacher
+from workers.teacher.imports import imported_rows, parquet_child
+from workers.teacher.imports.imported_specs import (
+    check_views,
+    find_imported,
+    imported_preprocessing,
+    is_normalised,
+)
 from workers.teacher.imports.importing import import_in_process
 from workers.teacher.imports.uploaded_file import read_upload
+from workers.teacher.preflight.output_kind import FoundKind, OutputOrigin, find_kind
+from workers.teacher.preflight.session import Outputs
+from workers.teacher.wording import Wording
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +110,7 @@ def test_probabilities_are_told_by_their_values_and_lose_the_level(place: Place)
     # Some rows tell the kind, and all have to be of it: more than are looked at first, and one of the others is wrong.
     views = {"augmentation": {"recipe": "crop_flip"}, "count": 6}
     several = np.stack([p.astype(np.float32)] * 6)
-    several[0, 701] *= 2
+    several[0, 702] *= 2
     with pytest.raises(ContractViolation, match=r"their rows sum to 1 .. 2"):
         place.take(npy(several), rows="in_order", views=views)
 
@@ -126,6 +137,88 @@ def test_doubted_logits_are_refused_until_a_client_insists(place: Place) -> None
         place.take(npy(place.logits[:, [1, 0, *range(2, 10)]]), rows="in_order")
     made = place.take(shuffled, rows="in_order", accept_teacher=True)
     assert "for the upload says accept_teacher" in " ".join(made.warnings)
+
+
+def test_messages_of_imports_speak_of_the_file_and_of_no_teacher(place: Place) -> None:
+    """Each next step is one that an import has."""
+    p, names = softmax(place.logits), list("abcdefghij")
+    in_other_order = place.logits[:, [1, 0, *range(2, 10)]]
+    for values, options, said in (
+        (in_other_order, {}, "Import the file with `class_names`.*the file's order here, or write the file with"),
+        (place.logits, {"output_kind": "probabilities"}, "the import's output_kind.*its values.*: import it with"),
+        (1 / (1 + np.exp(-place.logits)), {}, "The file's values.*Import the logits, .*in `output_kind` "),
+        (place.logits[:, 1:], {}, "the file has 9 classes.*give the file its `class_names`"),
+        (place.logits, {"class_names": names}, "that the file lacks.*The file's are.*in the import's `class_map`"),
+        (place.logits, {"class_names": names[1:]}, "the file's output has 10 columns"),
+        (place.logits, {"class_map": {"0": 11}}, "the file's output has columns"),
+    ):
+        with pytest.raises((ContractViolation, InvalidTeacher), match=said) as refused:
+            place.take(npy(values), rows="in_order", **options)
+        assert "teacher" not in str(refused.value).replace("accept_teacher", "")
+    for values in (p, 100 * p, np.log(p)):
+        told = " ".join(place.take(npy(values.astype(np.float32)), rows="in_order").warnings)
+        assert ("file" in told, "teacher" in told) == (True, False)
+
+
+def test_rows_of_several_kinds_are_refused(place: Place) -> None:
+    p = softmax(place.logits).astype(np.float32)
+    for other in (p, np.log(p)):
+        mixed = place.logits.copy()
+        mixed[700:800] = other[700:800]
+        with pytest.raises(ContractViolation, match=r"100 of 1,442 rows \(the first is row 700"):
+            place.take(npy(mixed), rows="in_order")
+        assert place.take(npy(mixed), rows="in_order", output_kind="logits").is_new
+
+
+def test_kinds_are_found_piece_by_piece(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def measured(
+        origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None, *, wording: Wording
+    ) -> FoundKind:
+        sizes.append(outputs_RN.size)
+        return find_kind(origin, outputs_RN, stated, wording=wording)
+
+    monkeypatch.setattr(imported_rows, "_CELLS", 4000)
+    monkeypatch.setattr(imported_rows, "find_kind", measured)
+    place.take(npy(softmax(place.logits).astype(np.float32)), rows="in_order")
+    assert (max(sizes), sum(sizes)) == (4000, 4000 + place.logits.size)
+
+
+def test_rows_of_a_view_are_counted_in_one_pass() -> None:
+    """Of an upload that decides how many views there are."""
+
+    class Listed(list[int]):
+        def count(self, value: int) -> int:
+            raise AssertionError
+
+    places_R, shape, _ = parquet_child._places(Listed([0, 2, 1, 1, 0, 2]), None, 6)
+    assert (places_R.tolist(), shape) == ([0, 4, 2, 3, 1, 5], (3, 2))
+
+
+def test_lossy_encodings_are_refused_of_splits_that_results_are_measured_on(place: Place, tmp_path: Path) -> None:
+    for encoding in ("uint8", {"kind": "sparse", "top": 2, "tail": 2, "temperature": 1}):
+        with pytest.raises(ValidationError, match=r"split is test, on which results are measured.*\"dense\""):
+            place.take(npy(place.logits), split="test", rows="in_order", encoding=encoding)
+    spec = make_spec(
+        preprocessing=imported_preprocessing("logits", None), split="test", encoding="uint8", dtype="float32"
+    )
+    train = make_spec(preprocessing=imported_preprocessing("logits", None), encoding="uint8", dtype="float32")
+    for each in (spec, train):
+        write_cache(tmp_path, each)
+    with pytest.raises(InvalidJob, match="has the encoding uint8, which is lossy"):
+        find_imported({"train": train.key, "test": spec.key}, tmp_path)
+    assert find_imported({"train": train.key}, tmp_path) == {"train": train}
+
+
+def test_imports_are_judged_by_their_worst_view(place: Place) -> None:
+    views = {"augmentation": {"recipe": "crop_flip"}, "count": 3}
+    rolled = npy(np.stack([place.logits, place.logits, np.roll(place.logits, 7, axis=0)]))
+    with pytest.raises(ContractViolation, match=r"view 2 of 3 .*guessing would"):
+        place.take(rolled, rows="in_order", views=views)
+    made = place.take(rolled, rows="in_order", views=views, accept_teacher=True)
+    assert made.accuracy is not None
+    assert made.accuracy < 0.3
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 1. The split is decoded, unless it was (``prepare``), and the rows are matched with its samples (``matching``).
 2. Classes are matched with the dataset's, and the kind of the values is found, as of a teacher's outputs.
-3. A slice is judged by the labels (``doubts``).
+3. A slice of every view is judged by the labels (``doubts``).
 4. Logits are written block by block, in the order of the samples. The cache is pinned: nothing can make it anew.
 
 Legend: B rows of a piece, C classes of the dataset.
@@ -59,7 +59,7 @@ def import_cache(task: ImportTask) -> ImportedCache:
     )
     source = ImportedRows.of(upload, options, dataset, row_N)
     sample_S = slice_rows(dataset.labels_N, max(dataset.classes, source.classes), ROWS)
-    judged = judge(source.take(0, sample_S), dataset.numbered(source.classes), sample_S)
+    judged = judge(source.take, upload.views, dataset.numbered(source.classes), sample_S)
     doubts = (*source.refusals, *judged.doubts)
     if doubts and not options.accept_teacher:
         raise ContractViolation(f"{' '.join(doubts)} `accept_teacher` in the upload imports them all the same")

@@ -1,7 +1,7 @@
 """Logits of a split's samples, made of an upload's rows: classes matched, values turned into logits, top-k filled up.
 
 Of top-k the classes outside have equal parts of the probability that the k leave over. That is only known of
-probabilities, so top-k of logits is refused.
+probabilities, so top-k of logits is refused; so is a row whose other classes would have more than one of the k.
 
 Legend: N samples, K columns of the upload, B rows of a piece, C classes of the dataset.
 """
@@ -20,14 +20,17 @@ from workers.teacher.class_columns import ClassColumns, match_classes
 from workers.teacher.imports.request import ImportOptions
 from workers.teacher.imports.uploaded_file import UploadedLogits
 from workers.teacher.output_values import LOG_FLOOR, to_logits
-from workers.teacher.preflight.output_kind import STORED, find_kind
+from workers.teacher.preflight.output_kind import STORED, SUM_TOLERANCE, find_kind
+from workers.teacher.wording import IMPORT
 
 # Values that are looked at together: 16 MiB of float32.
 _CELLS = 1 << 22
 # Rows that tell the kind; then all are looked at.
 _SOME_ROWS = 4096
-# Of a top-k row, the sum of its probabilities beyond 1 that is rounding.
+# Of a top-k row, what is rounding (float16 at most): of its sum, and of each value, relative to it.
 _SUM_TOLERANCE = 0.01
+# Of whole rows that are logits, the share that may sum to 1 by chance: of two classes in float16 nearly one in 100.
+_MIXED_SHARE = 0.02
 _TOP_K_KINDS: tuple[OutputKind, ...] = ("log_probabilities", "probabilities", "percent")
 
 Rows = NDArray[np.float32]
@@ -75,7 +78,7 @@ class ImportedRows:
                     "neither the dataset nor the upload names the classes, and top-k does not tell how many there are: "
                     "state `class_names`"
                 )
-        columns = match_classes(reading, None, dataset.class_names, outputs)
+        columns = match_classes(reading, None, dataset.class_names, outputs, wording=IMPORT)
         notes = [columns.note] if columns.note else []
         if upload.is_top_k:
             kind = options.output_kind or "log_probabilities"
@@ -86,14 +89,18 @@ class ImportedRows:
             )
             return cls(upload, row_N, kind, columns, outputs, (), tuple(notes))
         origin = _Origin(upload.dtype)
-        values_VNK = upload.values_VNK()
-        some = values_VNK.reshape(-1, outputs)[:: max(1, upload.views * upload.samples // _SOME_ROWS)]
-        found = find_kind(origin, np.array(some), options.output_kind)
+        values_RK = upload.values_VNK().reshape(-1, outputs)
+        rows = min(len(values_RK), _SOME_ROWS, max(1, _CELLS // outputs))
+        some = values_RK[np.linspace(0, len(values_RK) - 1, rows).astype(np.int64)]
+        found = find_kind(origin, some, options.output_kind, wording=IMPORT)
+        refusals = found.refusals
         if found.kind != "logits":
             # A few rows have told, and all have to be of that kind.
-            for piece in _pieces(values_VNK.reshape(-1, outputs)):
-                find_kind(origin, piece, found.kind)
-        return cls(upload, row_N, found.kind, columns, outputs, found.refusals, (*notes, *found.warnings))
+            for piece in _pieces(values_RK):
+                find_kind(origin, piece, found.kind, wording=IMPORT)
+        elif options.output_kind is None and not refusals:
+            refusals = _mixed(values_RK, SUM_TOLERANCE[upload.dtype])
+        return cls(upload, row_N, found.kind, columns, outputs, refusals, (*notes, *found.warnings))
 
     @property
     def classes(self) -> int:
@@ -127,6 +134,26 @@ def _pieces(values_RK: NDArray[Number]) -> Iterator[NDArray[Number]]:
         yield np.array(values_RK[start : start + step])
 
 
+def _mixed(values_RK: Rows, tolerance: float) -> tuple[str, ...]:
+    """A refusal of rows taken for logits many of which are probabilities, or their logarithms; none if few are."""
+    count, first, start = 0, -1, 0
+    for piece in _pieces(values_RK):
+        wide = piece.astype(np.float64)
+        is_one = (wide >= 0).all(axis=1) & (np.abs(wide.sum(axis=1) - 1) <= tolerance)
+        logs = (wide <= 0).all(axis=1)
+        is_one[logs] = np.abs(np.exp(wide[logs]).sum(axis=1) - 1) <= tolerance
+        if first < 0 and is_one.any():
+            first = start + int(is_one.argmax())
+        count += int(is_one.sum())
+        start += len(piece)
+    if count <= _MIXED_SHARE * len(values_RK):
+        return ()
+    return (
+        f"{count:,} of {len(values_RK):,} rows (the first is row {first}, counted through all views) are probabilities "
+        "or their logarithms, and the others are not: send all rows of one kind, or state `output_kind`.",
+    )
+
+
 def _probabilities(values_BK: Rows, kind: OutputKind) -> NDArray[np.float64]:
     wide = values_BK.astype(np.float64)
     return np.exp(wide) if kind == "log_probabilities" else wide / 100 if kind == "percent" else wide
@@ -154,15 +181,33 @@ def _check_top_k(upload: UploadedLogits, kind: OutputKind, classes: int) -> None
         twice = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
         if twice.any():
             raise InvalidLogits(f"row {first + int(twice.argmax())} (counted through all views) has a class twice")
-        p_BK = _probabilities(values, kind)
-        wrong = (p_BK < 0).any(axis=1) | (p_BK.sum(axis=1) > 1 + _SUM_TOLERANCE)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise InvalidLogits(
-                f"row {first + row} (counted through all views) has probabilities that sum to {p_BK[row].sum():.4g}, "
-                f"by output_kind {kind!r}: state the kind that the values are of ({', '.join(_TOP_K_KINDS)})"
-            )
+        _check_probabilities(_probabilities(values, kind), kind, classes, first)
         first += len(indices)
+
+
+def _check_probabilities(p_BK: NDArray[np.float64], kind: OutputKind, classes: int, first: int) -> None:
+    """Refuse rows that are not the largest probabilities of as many classes; ``first`` numbers their rows."""
+    others = classes - p_BK.shape[1]
+    sum_B = p_BK.sum(axis=1)
+    wrong = (p_BK < 0).any(axis=1) | (sum_B > 1 + _SUM_TOLERANCE)
+    # None of the others has more than the least of the k: so much is left for all of them at most.
+    room_B = others * p_BK.min(axis=1) * (1 + _SUM_TOLERANCE) + _SUM_TOLERANCE
+    wrong |= 1 - sum_B > room_B
+    if not wrong.any():
+        return
+    row = int(wrong.argmax())
+    least, left = p_BK[row].min(), 1 - sum_B[row]
+    if least < 0 or left < 0:
+        why = "beyond 1, or one is negative"
+    elif others:
+        why = f"and the {others} other classes would have {left / others:.3g} each, the least here has {least:.3g}"
+    else:
+        why = "and all classes are there, so that they have to sum to 1"
+    raise InvalidLogits(
+        f"row {first + row} (counted through all views) has probabilities that sum to {sum_B[row]:.4g}, by output_kind "
+        f"{kind!r}, {why}: state the kind that the values are of ({', '.join(_TOP_K_KINDS)}) and send them unrounded; "
+        "of logits send the log-softmax over all classes, or whole rows"
+    )
 
 
 def _whole_rows(p_BK: NDArray[np.float64], indices_BK: NDArray[np.int32], classes: int) -> NDArray[np.float64]:

@@ -73,7 +73,8 @@ def find_imported(caches: Mapping[Split, str], root: Path) -> dict[Split, CacheS
         root: of the caches.
 
     Raises:
-        InvalidJob: one is not there, not complete, of another split, or was not imported.
+        InvalidJob: one is not there, not complete, of another split, or was not imported; or it is lossy, and not of
+            the training split.
     """
     if "train" not in caches:
         raise InvalidJob(
@@ -107,7 +108,16 @@ def _find(split: Split, key: str, root: Path) -> CacheSpec:
         )
     if spec.split != split:
         raise InvalidJob(f"{name} is of the {spec.split} split, and the job names it for {split}")
+    if split != "train" and spec.is_lossy:
+        raise InvalidJob(
+            f"{name} has the encoding {_encoding(spec)}, which is lossy, and results are measured on the {split} "
+            'split: import its logits with `encoding` "dense"'
+        )
     return spec
+
+
+def _encoding(spec: CacheSpec) -> str:
+    return spec.encoding if isinstance(spec.encoding, str) else spec.encoding.kind
 
 
 def _check_views(spec: CacheSpec, views: Views, *, is_trained: bool) -> None:
@@ -177,10 +187,9 @@ def check_member(caches: Mapping[Split, CacheSpec], splits: Collection[Split]) -
         )
     for spec in caches.values():
         if spec.is_lossy:
-            encoding = spec.encoding if isinstance(spec.encoding, str) else spec.encoding.kind
             raise InvalidJob(
-                f"cache {spec.key[:12]} has the encoding {encoding}, and no row is combined of what that has left of "
-                'others: import its logits with `encoding` "dense"'
+                f"cache {spec.key[:12]} has the encoding {_encoding(spec)}, and no row is combined of what that has "
+                'left of others: import its logits with `encoding` "dense"'
             )
 
 

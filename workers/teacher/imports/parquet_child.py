@@ -6,6 +6,7 @@ Columns: ``logits``, a list of one length, or ``values`` and ``indices`` of top-
 Legend: R rows of the file, V views, N samples, K columns.
 """
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,7 +130,8 @@ def _places(
         raise InvalidLogits(f"the column 'view' must hold the number of a view, 0 to {VIEWS_MAX - 1}")
     count = max(views, default=-1) + 1
     samples, left = divmod(rows, max(1, count))
-    if left or any(views.count(view) != samples for view in range(count)):
+    rows_of = Counter(views)
+    if left or any(rows_of[view] != samples for view in range(count)):
         raise InvalidLogits(f"there are {rows} rows of {count} views: every view needs a row of every sample")
     seen = [0] * count
     if ids is None:

@@ -30,7 +30,7 @@ class ImportOptions(Spec):
         class_map: for classes of the dataset whose name is none of these: the name there, or the number of the column.
         views: whose logits they are: by default of the plain pictures.
         dtype: None keeps float16, and takes float32 for the rest.
-        encoding: None is dense, and of top-k sparse where that saves room.
+        encoding: None is dense, and of top-k sparse where that saves room; of other splits than train always dense.
         accept_teacher: import them although their accuracy, or the order of their classes, is doubted.
         source: where they come from, for people.
     """
@@ -49,11 +49,17 @@ class ImportOptions(Spec):
     source: Annotated[str, Field(max_length=SOURCE_MAX)] = ""
 
     @model_validator(mode="after")
-    def _measured_is_plain(self) -> "ImportOptions":
+    def _measured_is_plain_and_exact(self) -> "ImportOptions":
         if self.split != "train" and self.views.augmentation.recipe != "none":
             raise ValueError(
                 f"split is {self.split}, which is measured on plain pictures, and views has the recipe "
                 f"{self.views.augmentation.recipe}: import logits of the plain pictures, without `views`"
+            )
+        if self.split != "train" and self.encoding not in (None, "dense"):
+            encoding = self.encoding if isinstance(self.encoding, str) else self.encoding.kind
+            raise ValueError(
+                f"split is {self.split}, on which results are measured, and encoding {encoding!r} is lossy: leave "
+                'encoding out, or say "dense"'
             )
         if self.validation is not None and self.split != "validation":
             raise ValueError(f"validation cuts a validation split, and split is {self.split}: leave validation out")
@@ -81,7 +87,7 @@ class ImportedCache(Spec):
     Attributes:
         key: of the cache.
         is_new: whether it was not there before.
-        accuracy: top-1 of the logits on labelled samples; None without any.
+        accuracy: top-1 of the logits on labelled samples, of the worst view; None without any.
         warnings: sentences for a person.
     """
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from workers.teacher.preflight.score import ALPHA, Explanation, Score
 from workers.teacher.preflight.session import Rows
+from workers.teacher.wording import TEACHER, Wording
 
 
-def better_order(score: Score, names: tuple[str, ...]) -> Explanation | None:
+def better_order(score: Score, names: tuple[str, ...], wording: Wording = TEACHER) -> Explanation | None:
     """The order of the classes that is right significantly more often than the dataset's own."""
     best, best_order_N, described = score, np.arange(score.classes), ""
     orders = _usual_orders(names)
@@ -37,10 +38,10 @@ def better_order(score: Score, names: tuple[str, ...]) -> Explanation | None:
     return Explanation(
         best,
         f"The label order seems to differ: {examples}; with {described}, {best.accuracy:.1%} of {best.rows} pictures "
-        f"are right, with the dataset's order ({_listed(names)}) {score.accuracy:.1%}. Upload "
-        "the teacher with its `class_names`, one for each column, and they are matched with the dataset's; or rename "
-        "the class folders (numbers with leading zeros) or renumber the labels to have the teacher's order "
-        "here, or export the teacher with its outputs in the dataset's order.",
+        f"are right, with the dataset's order ({_listed(names)}) {score.accuracy:.1%}. "
+        f"{wording.name_classes}, one for each column, and they are matched with the dataset's; or rename "
+        f"the class folders (numbers with leading zeros) or renumber the labels to have {wording.who}'s order "
+        f"here, or {wording.reorder}.",
     )
 
 

@@ -22,6 +22,7 @@ from store.spec import StoredKind
 from workers.config.teacher import OutputKind
 from workers.errors import ContractViolation
 from workers.teacher.preflight.session import Outputs
+from workers.teacher.wording import TEACHER, Wording
 
 # Probabilities of a row sum to 1 up to their own rounding.
 SUM_TOLERANCE = {"float64": 1e-4, "float32": 1e-4, "float16": 1e-2}
@@ -36,11 +37,7 @@ STORED: dict[OutputKind, StoredKind] = {
     "percent": "percent",
 }
 _LEVEL_IS_LOST = ("log_probabilities", "probabilities", "percent")
-_NEXT_STEP = (
-    "Export the logits, what goes into the last Sigmoid or Softmax, or name the output that holds them in the "
-    'teacher\'s `output`; or state what they are in its `output_kind` ("sigmoid", "probabilities" or "percent"), and '
-    "they are turned into logits."
-)
+_STATE_IT = '("sigmoid", "probabilities" or "percent"), and they are turned into logits.'
 
 
 class OutputOrigin(Protocol):
@@ -82,7 +79,9 @@ class FoundKind(NamedTuple):
         return self.kind in _LEVEL_IS_LOST
 
 
-def find_kind(origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None) -> FoundKind:
+def find_kind(
+    origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | None, *, wording: Wording = TEACHER
+) -> FoundKind:
     """Kind of the outputs [R, N], all columns of the graph's own.
 
     Raises:
@@ -91,27 +90,33 @@ def find_kind(origin: OutputOrigin, outputs_RN: Outputs, stated: OutputKind | No
     z_RN = outputs_RN.astype(np.float64)
     tolerance = SUM_TOLERANCE[origin.output_dtype]
     if stated is not None:
-        return _stated(z_RN, stated, tolerance, origin.output)
+        return _stated(z_RN, stated, tolerance, origin.output, wording=wording)
     is_positive = bool((z_RN >= 0).all())
     if not is_positive:
         is_log = bool((z_RN <= 0).all()) and _sums_to(np.exp(z_RN), 1, tolerance)
-        return FoundKind("log_probabilities", (_said("log_probabilities", z_RN),)) if is_log else FoundKind("logits")
+        return (
+            FoundKind("log_probabilities", (_said("log_probabilities", z_RN, wording),))
+            if is_log
+            else FoundKind("logits")
+        )
     if _sums_to(z_RN, 1, tolerance):
-        return FoundKind("probabilities", (_said("probabilities", z_RN),))
+        return FoundKind("probabilities", (_said("probabilities", z_RN, wording),))
     if _sums_to(z_RN, 100, 100 * tolerance):
-        return FoundKind("percent", (_said("percent", z_RN),))
+        return FoundKind("percent", (_said("percent", z_RN, wording),))
     if z_RN.max() <= 1 and origin.output_operator == "Sigmoid":
-        return FoundKind("sigmoid", (_said("sigmoid", z_RN),))
-    return FoundKind("logits", refusals=tuple(_not_logits(origin.output, z_RN.max(), z_RN.sum(axis=1))))
+        return FoundKind("sigmoid", (_said("sigmoid", z_RN, wording),))
+    return FoundKind("logits", refusals=tuple(_not_logits(origin.output, z_RN.max(), z_RN.sum(axis=1), wording)))
 
 
-def _stated(z_RN: NDArray[np.float64], kind: OutputKind, tolerance: float, output: str) -> FoundKind:
+def _stated(
+    z_RN: NDArray[np.float64], kind: OutputKind, tolerance: float, output: str, *, wording: Wording
+) -> FoundKind:
     is_positive = bool((z_RN >= 0).all())
     if kind == "logits":
         looks_like = is_positive and (_sums_to(z_RN, 1, tolerance) or z_RN.max() <= 1)
         warning = (
-            f"the teacher's outputs ({output!r}) lie between 0 and 1, and are used as logits, for its output_kind says "
-            "so: a softmax over them is nearly flat"
+            f"{wording.who}'s {wording.values} ({output!r}) lie between 0 and 1, and are used as logits, for its "
+            "output_kind says so: a softmax over them is nearly flat"
         )
         return FoundKind(kind, (warning,) if looks_like else ())
     rounded = max(tolerance, SCALED_SUM_TOLERANCE)
@@ -124,40 +129,41 @@ def _stated(z_RN: NDArray[np.float64], kind: OutputKind, tolerance: float, outpu
     if not possible[kind]():
         sums_R = z_RN.sum(axis=1)
         raise ContractViolation(
-            f"the teacher's output_kind is {kind!r}, but its outputs ({output!r}) lie between {z_RN.min():.4g} and "
-            f"{z_RN.max():.4g} and their rows sum to {sums_R.min():.4g} .. {sums_R.max():.4g}: upload it with the kind "
-            "that they are, or without, and it is found by the values"
+            f"{wording.its}output_kind is {kind!r}, but its {wording.values} ({output!r}) lie between {z_RN.min():.4g} "
+            f"and {z_RN.max():.4g} and their rows sum to {sums_R.min():.4g} .. {sums_R.max():.4g}: {wording.restate}"
         )
-    return FoundKind(kind, (_said(kind, z_RN),))
+    return FoundKind(kind, (_said(kind, z_RN, wording),))
 
 
 def _sums_to(values_RN: NDArray[np.float64], wanted: float, tolerance: float) -> bool:
     return bool(np.abs(values_RN.sum(axis=1) - wanted).max() <= tolerance)
 
 
-def _said(kind: OutputKind, z_RN: NDArray[np.float64]) -> str:
+def _said(kind: OutputKind, z_RN: NDArray[np.float64], wording: Wording) -> str:
     """Sentence on how logits are made of outputs that are none."""
     keeps = "Logits without a softmax keep more, and temperature methods that use their size (max, norm) mean those"
     if kind == "log_probabilities":
         return (
-            "the teacher ends in a log-softmax: its output is cached as it is. Temperature methods that use the "
+            f"{wording.made_by} a log-softmax: {wording.them} is cached as it is. Temperature methods that use the "
             "logits' size (max, norm) mean logits without it"
         )
     zeros = int((z_RN == 0).sum())
     rounded = f" {zeros} of {z_RN.size} were rounded to 0, and have the log -87.3." if zeros else ""
     if kind == "probabilities":
-        return f"the teacher ends in a softmax: the log of its output is cached, at least -87.3.{rounded} {keeps}"
+        return f"{wording.made_by} a softmax: the log of {wording.them} is cached, at least -87.3.{rounded} {keeps}"
     if kind == "percent":
-        return f"the teacher's outputs are percent: the log of a hundredth of them is cached.{rounded} {keeps}"
+        return (
+            f"{wording.who}'s {wording.values} are percent: the log of a hundredth of them is cached.{rounded} {keeps}"
+        )
     ones = int((z_RN >= 1).sum())
     lost = f" {ones} of {z_RN.size} were rounded to 1, and all have the logit 16.6: export the logits." if ones else ""
     return (
-        "the teacher ends in a sigmoid: log p - log (1 - p) of its output is cached, the logits before the sigmoid up "
-        f"to rounding.{lost} Methods take a softmax over them, as of one class in each picture"
+        f"{wording.made_by} a sigmoid: log p - log (1 - p) of {wording.them} is cached, the logits before the sigmoid "
+        f"up to rounding.{lost} Methods take a softmax over them, as of one class in each picture"
     )
 
 
-def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64]) -> list[str]:
+def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64], wording: Wording) -> list[str]:
     """The refusal of outputs >= 0 that are probabilities of their own or scaled ones; none if they may be logits."""
     low, high = float(sums_R.min()), float(sums_R.max())
     if high > 0 and high - low <= SCALED_SUM_TOLERANCE * high and not 0.9 <= high <= 1.1:
@@ -172,6 +178,6 @@ def _not_logits(output: str, largest: float, sums_R: NDArray[np.float64]) -> lis
     else:
         return []
     return [
-        f"The teacher's outputs ({output!r}) {what}, not logits, and a softmax over them would be nearly flat or "
-        f"nearly hard. {_NEXT_STEP}"
+        f"{wording.who.capitalize()}'s {wording.values} ({output!r}) {what}, not logits, and a softmax over them would "
+        f"be nearly flat or nearly hard. {wording.give_logits} {_STATE_IT}"
     ]
