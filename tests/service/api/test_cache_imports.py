@@ -89,7 +89,13 @@ def test_rows_beyond_the_limit_are_refused_by_the_header(tmp_path: Path) -> None
         )
         shown = problem(post(api, header.getvalue(), rows="in_order"), 422, "invalid-logits")
         assert "RETORT_LOGITS_MAX_BYTES" in shown["detail"]
-        assert post(api, bytes(4 << 20)).status_code == 413
+        advice = " (RETORT_LOGITS_MAX_BYTES): raise it, or send float16, top-k, or fewer views"
+        detail = problem(post(api, bytes(4 << 20)), 413, "too-large")["detail"]
+        assert detail.endswith(f" bytes, a file of logits may have {1 << 20}{advice}")
+        detail = problem(post(api, bytes(2 << 20)), 413, "too-large")["detail"]
+        assert detail == f"the file has more than the {1 << 20} bytes allowed{advice}"
+        no_upload = problem(api.client.post("/v1/caches", content=b"x"), 400, "malformed-body")["detail"]
+        assert "`curl -F file=@logits.npz` makes one" in no_upload
         assert not list(api.settings.teachers_dir.glob(".incoming-*"))
 
 
