@@ -114,6 +114,8 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
     assert preview["cost"]["forwards"]["to_run"] == 0
     assert preview["teachers"][0]["name"] == "a notebook"
     views = {"augmentation": {"recipe": "crop_flip"}, "count": 2}
+    mixed = {"augmentation": {"recipe": "crop_flip", "mixup": {}}, "count": 1}
+    of_mixed = post(shared_api, npz(logits=logits), rows="in_order", views=json.dumps(mixed)).json()["key"]
     settings, few = shared_api.settings, DigitsDataset(train_per_class=5)
     prepare(few, "train", settings.data_root, settings.datasets_dir)
     for changes, said in (
@@ -122,6 +124,10 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
         ({"caches": {"test": key}}, "add its cache"),
         ({"caches": {"train": key, "test": key}}, "is of the train split"),
         ({"caches": {"train": "0" * 64}}, "is not there"),
+        (
+            {"caches": {"train": of_mixed}, "views": mixed, "validation": {"holdout": 0.1}},
+            "leave `validation` out, or import logits of views that are not mixed",
+        ),
         ({"dataset": few.model_dump(mode="json")}, "other pictures"),
     ):
         answer = client.post("/v1/jobs", json=body_of({"train": key}) | changes)
