@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
-from service.api.bodies.upload_sizes import check_announced, student_file_limit
 from service.api.bodies.upload_files import place, upload_name
+from service.api.bodies.upload_sizes import check_announced, student_file_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.problems import responses
 from service.api.schemas.base import Page

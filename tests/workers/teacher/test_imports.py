@@ -81,7 +81,7 @@ def test_views_of_a_parquet_file_are_told_by_their_column(place: Place) -> None:
     found, wanted = find_imported({"train": made.key}, place.folders.caches), Views.model_validate(mixed)
     check_views(found, wanted, None)
     # Rows that are held out are no partners of a mixed view, and the logits are of views mixed with all.
-    with pytest.raises(InvalidJob, match=r"holds 0\.1 of .* leave `validation` out, or import logits of views that are"):
+    with pytest.raises(InvalidJob, match=r"holds 0\.1 of .* leave `validation` out, or import logits of views"):
         check_views(found, wanted, Holdout(holdout=0.1))
     short = {name: column[:-1] for name, column in columns.items()}
     with pytest.raises(InvalidLogits, match="every view needs a row"):

@@ -121,8 +121,8 @@ def _check_views(spec: CacheSpec, views: Views, held_out: Holdout | None, *, is_
     if wanted == found and held_out is not None and describe_augmentation(recipe, held_out) != found[0]:
         raise InvalidJob(
             f"cache {spec.key[:12]} has logits of views mixed with those of every sample, and the job holds "
-            f"{held_out.holdout:g} of the {spec.split} split out, which may be mixed into none: leave `validation` out, "
-            "or import logits of views that are not mixed"
+            f"{held_out.holdout:g} of the {spec.split} split out, which may be mixed into none: leave `validation` "
+            "out, or import logits of views that are not mixed"
         )
     if wanted == found or (wanted[0] == found[0] == {"recipe": "none"} and wanted[2] == found[2]):
         return
