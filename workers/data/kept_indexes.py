@@ -170,7 +170,7 @@ def _path(folder: Path, key: Key) -> Path:
 
 
 def _of(key: Key) -> list[object]:
-    """What an index holds for, beside the shard's path."""
+    """Facts by which an index is known, beside its shard's path."""
     return [_RULES, *key[1:]]
 
 
