@@ -17,6 +17,8 @@ from typing import BinaryIO
 from workers.errors import DiskLow, Stopped
 from workers.events import ShouldStop
 
+# Stays free on a disk beside what is to be written.
+MARGIN_BYTES = 64 << 20
 _WAIT_S = 0.1
 
 

@@ -227,7 +227,7 @@ def _check_logits(plan: Plan, chosen: ChosenTeacher, source: Source, settings: S
         check_options(plan)
     else:
         check_member(chosen.caches, plan.splits(source.splits))
-    check_views(chosen.caches, plan.views)
+    check_views(chosen.caches, plan.views, plan.validation)
     check_classes(chosen.caches, source.classes)
     check_content(chosen.caches, known_splits(plan, source, settings.datasets_dir))
 

@@ -1,8 +1,9 @@
 """Indexes of WebDataset shards on disk: what one process has read of a shard's headers, the next one finds.
 
-An index lies in ``<work_dir>/indexes``, named by the shard's path, size and time of modification and by the options it
-was read with, so that a changed shard has another. It is arrays and JSON, checked when it is read; one that is damaged
-is made anew. Which folder holds them is told by ``kept_in`` for the time of an examination. Light.
+An index lies in ``<work_dir>/indexes``, named by the shard's path: a shard has one, the newest, which says for which
+size, time of modification and options it holds. It is arrays and JSON, checked when it is read; one that is damaged is
+made anew. Which folder holds them is told by ``kept_in`` for the time of an examination; one that is refused leaves
+nothing there, and the folder is bounded, for whoever may ask for examinations could fill the disk. Light.
 
 Legend: N samples of a shard.
 """
@@ -11,26 +12,30 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workers.data.shard import Shard
 from workers.errors import DiskLow
-from workers.files import replacing
+from workers.files import MARGIN_BYTES, replacing
 
 FOLDER = "indexes"
 # Increased when the meaning of an index changes.
-_RULES = 1
+_RULES = 2
 # Shards below this are read again as fast.
 _SAMPLES_MIN = 256
 _UNUSED_S = 30 * 24 * 3600.0
-_folder: ContextVar[Path | None] = ContextVar("folder of kept indexes", default=None)
+# Of all indexes, and of those that one examination writes before older ones are removed.
+_FOLDER_MAX_BYTES = 2 << 30
 
 
 class Key(NamedTuple):
@@ -43,24 +48,41 @@ class Key(NamedTuple):
     label: str | None
 
 
+@dataclass(frozen=True)
+class _Keeping:
+    folder: Path
+    made: dict[Key, Shard] = field(default_factory=dict)
+
+
+_keeping: ContextVar[_Keeping | None] = ContextVar("kept indexes of an examination", default=None)
+
+
 @contextlib.contextmanager
 def kept_in(work_dir: Path | None) -> Iterator[None]:
-    """Keep and find indexes below this folder meanwhile; None keeps none."""
-    token = _folder.set(None if work_dir is None else work_dir / FOLDER)
+    """Find indexes below this folder meanwhile, and write those made, unless it ends in an error; None keeps none."""
+    keeping = None if work_dir is None else _Keeping(work_dir / FOLDER)
+    token = _keeping.set(keeping)
     try:
         yield
     finally:
-        _folder.reset(token)
+        _keeping.reset(token)
+    if keeping is not None and keeping.made:
+        # A full disk is no reason to fail.
+        with contextlib.suppress(OSError, DiskLow):
+            _write(keeping.folder, keeping.made)
 
 
 def read(key: Key) -> Shard | None:
     """Index of a shard that was kept; None if there is none, or none that holds."""
-    path = _path(key)
-    if path is None:
+    keeping = _keeping.get()
+    if keeping is None:
         return None
+    path = _path(keeping.folder, key)
     try:
         with path.open("rb") as content, np.load(content, allow_pickle=False) as file:
             found = json.loads(bytes(file["facts"]))
+            if found["of"] != _of(key):
+                return None
             shard = Shard(
                 path=key.path,
                 offsets_N=file["offsets"].astype(np.int64, copy=False),
@@ -78,29 +100,58 @@ def read(key: Key) -> Shard | None:
     return shard if _holds(shard, key) else None
 
 
-def write(key: Key, shard: Shard) -> None:
-    """Keep the index of a shard, if that saves anything; a full disk is no reason to fail."""
-    path = _path(key)
-    if path is None or len(shard) < _SAMPLES_MIN:
-        return
+def keep(key: Key, shard: Shard) -> None:
+    """Have the index of a shard written at the end of the examination, if that saves anything."""
+    keeping = _keeping.get()
+    if keeping is not None and len(shard) >= _SAMPLES_MIN:
+        keeping.made[key] = shard
+
+
+def _write(folder: Path, made: Mapping[Key, Shard]) -> None:
+    """Write indexes in the place of older ones of their shards, as many as there is room for. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written_bytes = 0
+    for key, shard in made.items():
+        arrays = _arrays(key, shard)
+        size_bytes = sum(array.nbytes for array in arrays.values())
+        written_bytes += size_bytes
+        if written_bytes > _FOLDER_MAX_BYTES or shutil.disk_usage(folder).free < size_bytes + MARGIN_BYTES:
+            break
+        with replacing(_path(folder, key), "an index") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+    _remove_beyond(folder)
+
+
+def _arrays(key: Key, shard: Shard) -> dict[str, NDArray[Any]]:
     facts = {
+        "of": _of(key),
         "labels": shard.labels,
         "ignored": shard.ignored,
         "unlabelled": shard.unlabelled,
         "has_more": shard.has_more,
     }
-    with contextlib.suppress(OSError, DiskLow):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, "an index") as file:
-            np.savez(
-                file,
-                allow_pickle=False,
-                offsets=shard.offsets_N,
-                sizes=shard.sizes_N,
-                labels=shard.labels_N,
-                keys=np.frombuffer(shard.keys, np.uint8),
-                facts=np.frombuffer(json.dumps(facts).encode(), np.uint8),
-            )
+    return {
+        "offsets": shard.offsets_N,
+        "sizes": shard.sizes_N,
+        "labels": shard.labels_N,
+        "keys": np.frombuffer(shard.keys, np.uint8),
+        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
+    }
+
+
+def _remove_beyond(folder: Path) -> None:
+    """Remove the indexes that were not read for longest, until the others fit into the folder's bytes."""
+    found = []
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    total_bytes = sum(size_bytes for _, size_bytes, _ in found)
+    for _, size_bytes, path in sorted(found):
+        if total_bytes <= _FOLDER_MAX_BYTES:
+            return
+        path.unlink(missing_ok=True)
+        total_bytes -= size_bytes
 
 
 def remove_unused(work_dir: Path) -> int:
@@ -114,12 +165,13 @@ def remove_unused(work_dir: Path) -> int:
     return removed
 
 
-def _path(key: Key) -> Path | None:
-    folder = _folder.get()
-    if folder is None:
-        return None
-    described = [_RULES, os.fsencode(key.path).hex(), *key[1:]]
-    return folder / f"{hashlib.sha256(json.dumps(described).encode()).hexdigest()}.npz"
+def _path(folder: Path, key: Key) -> Path:
+    return folder / f"{hashlib.sha256(os.fsencode(key.path)).hexdigest()}.npz"
+
+
+def _of(key: Key) -> list[object]:
+    """Facts by which an index is known, beside its shard's path."""
+    return [_RULES, *key[1:]]
 
 
 def _holds(shard: Shard, key: Key) -> bool:

@@ -20,11 +20,9 @@ from workers.data.moments import Moments
 from workers.data.prepared import FORMAT, Dataset, folder_of, open_folder
 from workers.errors import DiskLow, InvalidDataset
 from workers.events import Emit, Log, Split
-from workers.files import replacing, sync, sync_folder
+from workers.files import MARGIN_BYTES, replacing, sync, sync_folder
 
 _LOG_EVERY_S = 10.0
-# Left free on the disk besides the copy itself.
-MARGIN_BYTES = 64 << 20
 
 
 def write_split(decoding: Decoding, split: Split, folder: Path, emit: Emit, listed: ListedFiles | None) -> str:

@@ -163,7 +163,7 @@ class _ArrowTable(Table):
         with _damages_named(self.path, "Arrow"):
             rows = self._piece_rows(column)
             for chunk in self._chunks(column):
-                chunk.validate(full=True)
+                _valid(chunk)
                 for start in range(0, len(chunk), rows):
                     yield chunk.slice(start, rows)
 
@@ -181,14 +181,11 @@ class _ArrowTable(Table):
 
     def _null_counts(self, column: str) -> Sequence[int]:
         with _damages_named(self.path, "Arrow"):
-            return [chunk.field("bytes").null_count for chunk in self._chunks(column)]
+            return [_valid(chunk).field("bytes").null_count for chunk in self._chunks(column)]
 
     def _chunk(self, number: int, column: str) -> "pa.Array":
         with _damages_named(self.path, "Arrow"):
-            chunk = self._chunks(column)[number]
-            # Offsets that lead out of the file would be followed.
-            chunk.validate(full=True)
-            return chunk
+            return _valid(self._chunks(column)[number])
 
     def _chunks(self, column: str) -> "list[pa.Array]":
         batches = _arrow_batches(self.path, [self.schema.get_field_index(column)])
@@ -265,6 +262,12 @@ def _arrow_batches(path: Path, columns: Sequence[int]) -> "list[pa.RecordBatch]"
 
     options = pa.ipc.IpcReadOptions(included_fields=list(columns), use_threads=False)
     return list(pa.ipc.open_stream(_mapped(path), options=options))
+
+
+def _valid(chunk: "pa.Array") -> "pa.Array":
+    """Check what a file says of a chunk: lengths and offsets that lead out of the file would be followed."""
+    chunk.validate(full=True)
+    return chunk
 
 
 def _mapped(path: Path) -> "pa.MemoryMappedFile":

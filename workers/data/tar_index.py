@@ -71,7 +71,7 @@ def index_shard(path: Path, image: str | None, label: str | None) -> Shard:
     shard = kept_indexes.read(known)
     if shard is None:
         shard = _Scan(path, image, label).shard()
-        kept_indexes.write(known, shard)
+        kept_indexes.keep(known, shard)
     with _held_lock:
         _held[known] = shard
         while len(_held) > 1 and sum(map(len, _held.values())) > _HELD_SAMPLES:

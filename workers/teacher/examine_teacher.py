@@ -122,7 +122,7 @@ def _imported(job: JobSpec, teacher: TeacherSpec, train: Dataset, folders: Folde
     if not job.teachers:
         imported_specs.check_options(job)
     found = imported_specs.find_imported(teacher.caches, folders.caches)
-    imported_specs.check_views(found, job.views)
+    imported_specs.check_views(found, job.views, job.validation)
     imported_specs.check_classes(found, train.classes)
     train_spec = found["train"]
     return Examined(

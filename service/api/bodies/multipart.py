@@ -23,7 +23,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from service.api.bodies.upload_sizes import BUFFER_BYTES, next_step
+from service.api.bodies.upload_sizes import BUFFER_BYTES, UploadLimit
 from service.errors import InvalidRequest, MalformedBody, TooLarge
 from workers.errors import InvalidText, UnknownName
 from workers.text_files import decode_text
@@ -62,7 +62,7 @@ async def receive(
     folder: Path,
     *,
     text_fields: Mapping[str, int],
-    file_max_bytes: int,
+    limit: UploadLimit,
     check_room: Callable[[], None],
 ) -> AsyncIterator[Upload]:
     """Receive a multipart/form-data request with a file; it is removed at the end unless it was renamed.
@@ -72,7 +72,7 @@ async def receive(
     Args:
         folder: where the files are written; on the file system on which they are to stay.
         text_fields: the other fields that may come, with the most bytes of each.
-        file_max_bytes: of both files together.
+        limit: of both files together.
         check_room: called for every BUFFER_BYTES, in a thread; raises when no more may be written.
 
     Raises:
@@ -83,14 +83,14 @@ async def receive(
         SlowBody: it stalls, see ``service.api.bodies.limits``.
         OSError: it cannot be written (ENOSPC: the disk is full).
     """
-    boundary = _boundary(request.headers.get("content-type", ""))
+    boundary = _boundary(request.headers.get("content-type", ""), limit.example)
     with incoming_file(folder) as (path, file), ExitStack() as opened:
         parts = _Parts(
             file,
             lambda: opened.enter_context(incoming_file(folder)),
             boundary,
             text_fields=text_fields,
-            file_max_bytes=file_max_bytes,
+            limit=limit,
         )
         buffer = bytearray()
         async for chunk in request.stream():
@@ -134,13 +134,13 @@ def incoming_file(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:
             path.unlink(missing_ok=True)
 
 
-def _boundary(content_type: str) -> bytes:
+def _boundary(content_type: str, example: str) -> bytes:
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not 1 <= len(boundary) <= BOUNDARY_MAX_BYTES:
         raise MalformedBody(
             f"the Content-Type is {content_type!r:.200}, an upload is multipart/form-data with a boundary of at most "
-            f"{BOUNDARY_MAX_BYTES} bytes: `curl -F file=@teacher.onnx` makes one"
+            f"{BOUNDARY_MAX_BYTES} bytes: `curl -F file=@{example}` makes one"
         )
     return boundary
 
@@ -164,7 +164,7 @@ class _Parts:
         boundary: bytes,
         *,
         text_fields: Mapping[str, int],
-        file_max_bytes: int,
+        limit: UploadLimit,
     ) -> None:
         self.texts: dict[str, str] = {}
         self.digest = hashlib.sha256()
@@ -175,7 +175,7 @@ class _Parts:
         self._open_data = open_data
         self._text_fields = text_fields
         self._received_bytes = 0
-        self._file_max_bytes = file_max_bytes
+        self._limit = limit
         self._seen: set[str] = set()
         self._name = ""
         self._text = bytearray()
@@ -253,10 +253,9 @@ class _Parts:
             self._text += data[start:end]
             return
         self._received_bytes += size
-        if self._received_bytes > self._file_max_bytes:
+        if self._received_bytes > self._limit.max_bytes:
             both = "the file has" if self.data_path is None else "the files have"
-            limit = self._file_max_bytes
-            raise TooLarge(f"{both} more than the {limit} bytes allowed{next_step(None, limit)}")
+            raise TooLarge(f"{both} more than the {self._limit.max_bytes} bytes allowed{self._limit.advice(None)}")
         piece = memoryview(data)[start:end]
         if self._name == FILE_FIELD:
             self.size_bytes += size

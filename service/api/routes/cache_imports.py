@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.auth import WRITE
 from service.api.bodies.import_fields import FIELDS, options_of
 from service.api.bodies.multipart import Upload, incoming_file, receive
+from service.api.bodies.upload_sizes import check_announced, logits_limit
 from service.api.dependencies import INSPECTIONS_MAX, Context, Ctx
 from service.api.problems import responses
 from service.api.schemas.caches import Cache, CacheUpload, ImportedCache
@@ -46,12 +47,14 @@ async def import_cache(request: Request, ctx: Ctx, response: Response) -> Import
     order of classes) is refused, unless `accept_teacher` insists. The cache is pinned: nobody can make it anew.
     """
     settings = ctx.settings
-    await anyio.to_thread.run_sync(ctx.check_disk, int(request.headers.get("content-length", "0")))
+    announced_bytes, limit = int(request.headers.get("content-length", "0")), logits_limit(settings)
+    check_announced(announced_bytes, limit)
+    await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
     upload = receive(
         request,
         settings.teachers_dir,
         text_fields=FIELDS,
-        file_max_bytes=settings.logits_max_bytes,
+        limit=limit,
         check_room=ctx.check_disk,
     )
     async with upload as received, ctx.inspections.held(request.state.name):

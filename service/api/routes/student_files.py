@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
 from service.api.bodies.upload_files import place, upload_name
+from service.api.bodies.upload_sizes import check_announced, student_file_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.problems import responses
 from service.api.schemas.base import Page
@@ -73,12 +74,14 @@ async def create_student_file(request: Request, ctx: Ctx, response: Response) ->
     same bytes are the same file.
     """
     settings = ctx.settings
-    await anyio.to_thread.run_sync(ctx.check_disk, int(request.headers.get("content-length", "0")))
+    announced_bytes, limit = int(request.headers.get("content-length", "0")), student_file_limit(settings)
+    check_announced(announced_bytes, limit)
+    await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
     upload = receive(
         request,
         settings.student_files_dir,
         text_fields={"name": TEXT_MAX_BYTES},
-        file_max_bytes=settings.student_file_max_bytes,
+        limit=limit,
         check_room=ctx.check_disk,
     )
     async with upload as received, ctx.inspections.held(request.state.name):

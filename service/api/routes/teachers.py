@@ -12,7 +12,7 @@ from service.api.bodies.json_bodies import parse_json
 from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
 from service.api.bodies.teacher_fields import reading_of
 from service.api.bodies.upload_files import place, upload_name
-from service.api.bodies.upload_sizes import check_announced
+from service.api.bodies.upload_sizes import check_announced, teacher_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
 from service.api.problems import responses
@@ -104,15 +104,15 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
     teacher's document shows the fields that it became, and a step that they cannot say is refused by its name.
     """
     settings = ctx.settings
-    announced_bytes = int(request.headers.get("content-length", "0"))
-    check_announced(announced_bytes, settings.teacher_max_bytes)
+    announced_bytes, limit = int(request.headers.get("content-length", "0")), teacher_limit(settings)
+    check_announced(announced_bytes, limit)
     # Below the reserve it looks through the caches for what can be freed.
     await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
     upload = receive(
         request,
         settings.teachers_dir,
         text_fields=TEXT_FIELDS,
-        file_max_bytes=settings.teacher_max_bytes,
+        limit=limit,
         check_room=ctx.check_disk,
     )
     async with upload as received, ctx.inspections.held(request.state.name):

@@ -90,7 +90,13 @@ def test_rows_beyond_the_limit_are_refused_by_the_header(tmp_path: Path) -> None
         )
         shown = problem(post(api, header.getvalue(), rows="in_order"), 422, "invalid-logits")
         assert "RETORT_LOGITS_MAX_BYTES" in shown["detail"]
-        assert post(api, bytes(4 << 20)).status_code == 413
+        advice = " (RETORT_LOGITS_MAX_BYTES): raise it, or send float16, top-k, or fewer views"
+        detail = problem(post(api, bytes(4 << 20)), 413, "too-large")["detail"]
+        assert detail.endswith(f" bytes, a file of logits may have {1 << 20}{advice}")
+        detail = problem(post(api, bytes(2 << 20)), 413, "too-large")["detail"]
+        assert detail == f"the file has more than the {1 << 20} bytes allowed{advice}"
+        no_upload = problem(api.client.post("/v1/caches", content=b"x"), 400, "malformed-body")["detail"]
+        assert "`curl -F file=@logits.npz` makes one" in no_upload
         assert not list(api.settings.teachers_dir.glob(".incoming-*"))
 
 
@@ -109,6 +115,8 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
     assert preview["cost"]["forwards"]["to_run"] == 0
     assert preview["teachers"][0]["name"] == "a notebook"
     views = {"augmentation": {"recipe": "crop_flip"}, "count": 2}
+    mixed = {"augmentation": {"recipe": "crop_flip", "mixup": {}}, "count": 1}
+    of_mixed = post(shared_api, npz(logits=logits), rows="in_order", views=json.dumps(mixed)).json()["key"]
     settings, few = shared_api.settings, DigitsDataset(train_per_class=5)
     prepare(few, "train", settings.data_root, settings.datasets_dir)
     for changes, said in (
@@ -117,6 +125,10 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
         ({"caches": {"test": key}}, "add its cache"),
         ({"caches": {"train": key, "test": key}}, "is of the train split"),
         ({"caches": {"train": "0" * 64}}, "is not there"),
+        (
+            {"caches": {"train": of_mixed}, "views": mixed, "validation": {"holdout": 0.1}},
+            "leave `validation` out, or import logits of views that are not mixed",
+        ),
         ({"dataset": few.model_dump(mode="json")}, "other pictures"),
     ):
         answer = client.post("/v1/jobs", json=body_of({"train": key}) | changes)

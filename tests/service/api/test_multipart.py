@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from service.api.app import create_app
 from service.api.bodies.multipart import sweep
-from service.api.bodies.upload_sizes import BUFFER_BYTES, UPLOAD_EXTRA_BYTES, check_announced
+from service.api.bodies.upload_sizes import BUFFER_BYTES, UPLOAD_EXTRA_BYTES, check_announced, teacher_limit
 from service.api.dependencies import Context
 from service.db.database import upgrade_to_head
 from service.db.models import TeacherRecord
@@ -259,10 +259,10 @@ def test_an_upload_beyond_2_gib_is_refused_by_its_announcement_with_the_next_ste
     with running_api(make_settings(tmp_path, teacher_max_bytes=TEACHER_MAX_BYTES)) as api:
         headers = {**BOUNDARY, "Content-Length": str(3 << 30)}
         with pytest.raises(TooLarge, match=r"has 3221225472 bytes, a teacher .* 2 GiB or more: convert .* to float16"):
-            check_announced(3 << 30, TEACHER_MAX_BYTES)
+            check_announced(3 << 30, teacher_limit(api.settings))
         with pytest.raises(TooLarge, match=r"may have 1073741824, and no ONNX file .* has 2 GiB or more"):
-            check_announced(3 << 30, 1 << 30)
-        check_announced(TEACHER_MAX_BYTES + UPLOAD_EXTRA_BYTES, TEACHER_MAX_BYTES)
+            check_announced(3 << 30, teacher_limit(make_settings(tmp_path, teacher_max_bytes=1 << 30)))
+        check_announced(TEACHER_MAX_BYTES + UPLOAD_EXTRA_BYTES, teacher_limit(api.settings))
         target = urlsplit(api.url)
         with socket.create_connection((target.hostname, target.port), timeout=30) as connection:
             lines = [f"{name}: {value}" for name, value in {"Host": target.netloc, **headers}.items()]

@@ -149,7 +149,12 @@ def test_program_is_a_student_of_jobs_which_need_it(api: Api, tmp_path: Path) ->
 def test_uploads_have_a_limit_of_their_own(tmp_path: Path) -> None:
     with running_api(make_settings(tmp_path, student_file_max_bytes=MiB // 2, teacher_max_bytes=8 * MiB)) as api:
         assert upload(api, weights()).status_code == 201
-        assert upload(api, b"\0" * MiB).status_code == 413
+        for size_bytes, said in ((MiB, "the file has more than the"), (4 * MiB, "bytes, a student's file may have")):
+            detail = problem(upload(api, b"\0" * size_bytes), 413, "too-large")["detail"]
+            assert f"{said} {MiB // 2}" in detail
+            assert "(RETORT_STUDENT_FILE_MAX_BYTES): raise it, or send what holds the student alone" in detail
+        no_upload = problem(api.client.post("/v1/student-files", content=b"x"), 400, "malformed-body")["detail"]
+        assert "`curl -F file=@student.safetensors` makes one" in no_upload
 
 
 def test_client_uploads_lists_and_deletes_files_of_students(api: Api, tmp_path: Path) -> None:

@@ -29,9 +29,13 @@ class Clock:
         self._api = api
         self.keeper = EtaKeeper(EtaQueries(api.context.database), api.context.catalog)
 
-    def look(self) -> None:
+    def look(self, now: datetime | None = None) -> None:
+        """Look; at a given time, however long the test has taken to come here."""
         self.keeper._next_s = 0.0
-        self.keeper.look(SLOTS)
+        with pytest.MonkeyPatch.context() as patch:
+            if now is not None:
+                patch.setattr(eta, "utc_now", lambda: now)
+            self.keeper.look(SLOTS)
 
     def document(self, path: str) -> dict[str, Any]:
         found: dict[str, Any] = self._api.client.get(f"/v1/{path}").json()
@@ -51,20 +55,22 @@ def begin(api: Api, **changes: object) -> tuple[str, list[str]]:
     return job["id"], job["run_ids"]
 
 
-def train(api: Api, job_id: str, run_id: str, epochs: int, epoch_s: float) -> None:
-    """Epochs of a run that began before, the last one now; each takes so many seconds."""
+def train(api: Api, job_id: str, run_id: str, epochs: int, epoch_s: float) -> datetime:
+    """Epochs of a run that began before, the last one now; each takes so many seconds. Gives that time."""
     for number in range(1, epochs + 1):
         event: Json = {"type": "epoch", "epoch": number, "epochs": 3, "metrics": {"epoch": number, "seconds": epoch_s}}
         progress = {"epoch": number, "metrics": event["metrics"]}
         api.records.record_events(job_id, run_id, 1, [(number, event)], progress=progress)
-    pace(api, run_id, epochs, epoch_s)
+    return pace(api, run_id, epochs, epoch_s)
 
 
-def pace(api: Api, run_id: str, epochs: int, epoch_s: float) -> None:
-    """Let the epochs of a run have ended as if each took so many seconds."""
+def pace(api: Api, run_id: str, epochs: int, epoch_s: float) -> datetime:
+    """Let the epochs of a run have ended as if each took so many seconds, the last one now. Gives that time."""
+    now = utc_now()
     with api.context.database.write() as session:
         for row in session.query(EventRecord).filter_by(run_id=run_id, type="epoch"):
-            row.at = utc_now() - timedelta(seconds=(epochs - row.data["epoch"]) * epoch_s)
+            row.at = now - timedelta(seconds=(epochs - row.data["epoch"]) * epoch_s)
+    return now
 
 
 def left_s(eta: dict[str, str]) -> float:
@@ -81,13 +87,12 @@ def test_eta_of_job_and_runs_follows_from_epochs_and_counts_those_that_wait(api:
     job_id, (first, second) = begin(api, training={"epochs": 11}, methods=["ce", "kd"])
     api.records.start_attempts([first])
     clock.look()
-    train(api, job_id, first, epochs=5, epoch_s=10.0)
-    clock.look()
+    clock.look(train(api, job_id, first, epochs=5, epoch_s=10.0))
     run, job = clock.document(f"runs/{first}"), clock.document(f"jobs/{job_id}")
-    assert left_s(run["eta"]) == pytest.approx(60.0, abs=1.0)
+    assert left_s(run["eta"]) == pytest.approx(60.0, abs=0.001)
     assert run["eta"]["based_on"] == "its own epochs so far"
     # The second waits for the only slot, and takes all of its epochs.
-    assert left_s(job["eta"]) == pytest.approx(60.0 + 110.0, abs=1.0)
+    assert left_s(job["eta"]) == pytest.approx(60.0 + 110.0, abs=0.001)
     assert clock.document(f"runs/{second}")["eta"]["expected_at"] == job["eta"]["expected_at"]
     assert clock.document("jobs")["data"][0]["eta"] == job["eta"]
 
@@ -122,10 +127,13 @@ def test_eta_of_a_job_that_was_paused_counts_from_its_present_attempt(api: Api, 
     measured_job(api)
     job = api.post_job(group_size=1)
     assert api.records.claim_job() is not None
+    began_at = utc_now()
     with api.context.database.write() as session:
-        session.get_one(JobRecord, job["id"]).started_at = utc_now() - timedelta(hours=1)
-    clock.look()
-    assert left_s(clock.document(f"jobs/{job['id']}")["eta"]) == pytest.approx(38.0, abs=1.0)
+        session.get_one(JobRecord, job["id"]).started_at = began_at - timedelta(hours=1)
+        for row in session.query(EventRecord).filter_by(job_id=job["id"], type="state", attempt=1):
+            row.at = began_at
+    clock.look(began_at + timedelta(seconds=2))
+    assert left_s(clock.document(f"jobs/{job['id']}")["eta"]) == pytest.approx(36.0, abs=0.001)
 
 
 def test_eta_of_other_jobs_and_the_cost_survive_damaged_plans(api: Api, clock: Clock) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from tests.workers.data.test_prepared import prepare
 from workers.data import image_column, table_columns
 from workers.data.discovery import examine
 from workers.data.kinds.parquet import ParquetDataset
+from workers.data.tables import open_arrow
 from workers.errors import InvalidDataset
 
 BYTES = [encoded(picture, "JPEG") for picture in PICTURES["train"]]
@@ -424,6 +426,27 @@ def test_saved_dataset_without_splits_is_a_training_split(tmp_path: Path) -> Non
     dataset_forms.saved(tmp_path)
     shutil.move(tmp_path / "saved/test", tmp_path / "one")
     assert examine(ParquetDataset(kind="arrow", path="one"), tmp_path).samples == {"train": 8}
+
+
+def test_arrow_files_that_state_more_rows_than_their_null_bitmap_has_are_refused(tmp_path: Path) -> None:
+    """Nothing is counted in a bitmap before its length was checked: it would be read beyond the file."""
+    spec = ParquetDataset.model_validate(dataset_forms.saved(tmp_path))
+    table: Any = dataset_forms.hub_table("train")
+    rows = [{"bytes": data if row else None, "path": "a"} for row, data in enumerate(BYTES)]
+    table = table.set_column(0, "image", pa.array(rows, table.schema.field("image").type))
+    path = tmp_path / "saved/train/data-00000-of-00001.arrow"
+    with pa.ipc.new_stream(str(path), table.schema) as file:
+        file.write_table(table)
+    # Rows, and those that are null, of the bytes; -1 has pyarrow count the latter.
+    stated, patched = struct.pack("<qq", 12, 1), struct.pack("<qq", 400, -1)
+    whole = path.read_bytes()
+    assert whole.count(stated) == 1
+    assert open_arrow(path).without_bytes("image") == [False]
+    path.write_bytes(whole.replace(stated, patched))
+    with pytest.raises(InvalidDataset, match=r"cannot be read as a Arrow file \(.*400"):
+        open_arrow(path).without_bytes("image")
+    with pytest.raises(InvalidDataset, match=r"cannot be read as a Arrow file \(.*400"):
+        examine(spec, tmp_path)
 
 
 def test_tables_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,22 +141,71 @@ def test_webdataset_index_of_a_changed_shard_or_one_that_is_damaged_is_made_anew
         assert index.read_bytes() == whole
     write(tmp_path / "a.tar", samples([0, 1, 2, 1, 0, 1]))
     assert examine(shard, tmp_path, work).samples == {"train": 6}
-    assert len(kept(tmp_path)) == 2
+    assert kept(tmp_path) == [index]
+    newest = index.read_bytes()
+    assert newest != whole
     tar_index._held.clear()
     assert examine(shard, tmp_path).samples == {"train": 6}
-    assert len(kept(tmp_path)) == 2
+    assert index.read_bytes() == newest
 
 
 def test_kept_indexes_that_point_outside_of_their_shard_are_not_used(tmp_path: Path, shard: WebDataset) -> None:
     found = tar_index.index_shard(tmp_path / "a.tar", None, None)
     status = (tmp_path / "a.tar").stat()
     key = kept_indexes.Key(tmp_path / "a.tar", status.st_size, status.st_mtime_ns, None, None)
-    with kept_indexes.kept_in(tmp_path / "work"):
-        kept_indexes.write(key, found)
+    work = tmp_path / "work"
+    for offset, holds in ((found.offsets_N[1], True), (status.st_size, False)):
+        found.offsets_N[1] = offset
+        with kept_indexes.kept_in(work):
+            kept_indexes.keep(key, found)
+        with kept_indexes.kept_in(work):
+            assert (kept_indexes.read(key) is not None) is holds
+
+
+def test_kept_indexes_are_not_written_by_refused_examinations(tmp_path: Path, shard: WebDataset) -> None:
+    """Whoever may register datasets could fill the disk with those of labels that are not there."""
+    for changes in ({"label": "a1"}, {"label": "a2"}, {"image": "a3"}):
+        with pytest.raises(InvalidDataset):
+            examine(shard.model_copy(update=changes), tmp_path, tmp_path / "work")
+    assert kept(tmp_path) == []
+
+
+def test_kept_indexes_of_a_shard_are_one_whatever_its_options(tmp_path: Path, shard: WebDataset) -> None:
+    work = tmp_path / "work"
+    for label in ("cls", "CLS", ".cls", "..cls"):
+        examine(shard.model_copy(update={"label": label}), tmp_path, work)
+    assert len(kept(tmp_path)) == 1
+    # That of other options is not taken for it.
+    status = (tmp_path / "a.tar").stat()
+    key = kept_indexes.Key(tmp_path / "a.tar", status.st_size, status.st_mtime_ns, None, "..cls")
+    with kept_indexes.kept_in(work):
         assert kept_indexes.read(key) is not None
-        found.offsets_N[1] = status.st_size
-        kept_indexes.write(key, found)
-        assert kept_indexes.read(key) is None
+        assert kept_indexes.read(key._replace(label="cls")) is None
+        assert kept_indexes.read(key._replace(modified_ns=0)) is None
+
+
+def test_kept_indexes_are_bounded_and_leave_a_margin_of_the_disk(
+    tmp_path: Path, shard: WebDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import os
+
+    work = tmp_path / "work"
+    examine(shard, tmp_path, work)
+    [first] = kept(tmp_path)
+    os.utime(first, (1e9, 1e9))
+    monkeypatch.setattr(kept_indexes, "_FOLDER_MAX_BYTES", 2 * first.stat().st_size + 100)
+    for name in ("b.tar", "c.tar"):
+        examine(write(tmp_path / name, samples([0, 1, 2, 0])), tmp_path, work)
+    assert len(kept(tmp_path)) == 2
+    assert first not in kept(tmp_path)
+    monkeypatch.setattr(kept_indexes, "_FOLDER_MAX_BYTES", 100)
+    examine(write(tmp_path / "d.tar", samples([0, 1, 2, 0])), tmp_path, work)
+    assert kept(tmp_path) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(kept_indexes, "_SAMPLES_MIN", 3)
+    monkeypatch.setattr(kept_indexes, "MARGIN_BYTES", 1 << 62)
+    assert examine(write(tmp_path / "e.tar", samples([0, 1, 2, 0])), tmp_path, work).samples == {"train": 4}
+    assert kept(tmp_path) == []
 
 
 def test_kept_indexes_that_nobody_reads_are_removed(tmp_path: Path, shard: WebDataset) -> None:

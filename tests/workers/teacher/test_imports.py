@@ -81,11 +81,19 @@ def test_views_of_a_parquet_file_are_told_by_their_column(place: Place) -> None:
     with place.stored(made.key) as reader:
         np.testing.assert_array_equal(reader.logits(1), place.logits + 1)
     found = find_imported({"train": made.key}, place.folders.caches)
-    check_views(found, Views.model_validate(views))
+    check_views(found, Views.model_validate(views), None)
     with pytest.raises(InvalidJob, match=r'"count":2'):
-        check_views(found, Views())
+        check_views(found, Views(), None)
+    check_views(found, Views.model_validate(views), Holdout(holdout=0.1))
     with pytest.raises(InvalidJob, match="logits of one picture"):
-        check_views(found, Views.model_validate({**views, "seed": 1}))
+        check_views(found, Views.model_validate({**views, "seed": 1}), None)
+    mixed = {**views, "augmentation": {"recipe": "crop_flip", "mixup": {}}}
+    made = place.take(parquet(**columns), views=mixed)
+    found, wanted = find_imported({"train": made.key}, place.folders.caches), Views.model_validate(mixed)
+    check_views(found, wanted, None)
+    # Rows that are held out are no partners of a mixed view, and the logits are of views mixed with all.
+    with pytest.raises(InvalidJob, match=r"holds 0\.1 of .* leave `validation` out, or import logits of views"):
+        check_views(found, wanted, Holdout(holdout=0.1))
     short = {name: column[:-1] for name, column in columns.items()}
     with pytest.raises(InvalidLogits, match="every view needs a row"):
         place.read(parquet(**short))

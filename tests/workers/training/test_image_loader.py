@@ -32,9 +32,9 @@ from workers.config.views import Augmentation, CropFlip, NoAugmentation, Resized
 from workers.data import prepare as preparation
 from workers.data.kinds.folder import FolderDataset
 from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
-from workers.data.prepared_writer import MARGIN_BYTES
 from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Epoch, Log, ignore
+from workers.files import MARGIN_BYTES
 from workers.pipeline import run_job, train_supervised
 from workers.training import image_loader as streaming
 from workers.training.evaluation_feed import EvaluationFeed

@@ -12,10 +12,12 @@ from pydantic import JsonValue
 
 from store import CacheNotFound, CacheSpec, Catalog
 from workers.config.cache import CacheOptions
+from workers.config.cached_augmentation import describe_augmentation
 from workers.config.job import Plan
 from workers.config.teacher import OutputKind
 from workers.config.views import Augmentation, NoAugmentation, ResizedCrop, Views
 from workers.data.decoded import KnownSplit
+from workers.data.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import Split
 
@@ -120,11 +122,18 @@ def _encoding(spec: CacheSpec) -> str:
     return spec.encoding if isinstance(spec.encoding, str) else spec.encoding.kind
 
 
-def _check_views(spec: CacheSpec, views: Views, *, is_trained: bool) -> None:
+def _check_views(spec: CacheSpec, views: Views, held_out: Holdout | None, *, is_trained: bool) -> None:
     """Refuse logits of other views than the pictures that students see."""
-    wanted = (recipe_of_views(views.augmentation).model_dump(mode="json"), views.seed, views.count)
+    recipe = recipe_of_views(views.augmentation)
+    wanted = (recipe.model_dump(mode="json"), views.seed, views.count)
     found = (dict(spec.augmentation), spec.augmentation_seed, spec.views)
     # Of one plain picture the seed draws nothing.
+    if wanted == found and held_out is not None and describe_augmentation(recipe, held_out) != found[0]:
+        raise InvalidJob(
+            f"cache {spec.key[:12]} has logits of views mixed with those of every sample, and the job holds "
+            f"{held_out.holdout:g} of the {spec.split} split out, which may be mixed into none: leave `validation` "
+            "out, or import logits of views that are not mixed"
+        )
     if wanted == found or (wanted[0] == found[0] == {"recipe": "none"} and wanted[2] == found[2]):
         return
     of_cache = Views.model_validate(
@@ -144,18 +153,22 @@ def _described(views: Views) -> str:
     return "the plain pictures" if recipe == "none" else f"{views.count} views of recipe {recipe}, seed {views.seed}"
 
 
-def check_views(caches: Mapping[Split, CacheSpec], views: Views) -> None:
+def check_views(caches: Mapping[Split, CacheSpec], views: Views, held_out: Holdout | None) -> None:
     """Refuse imported logits of other views than those that students see.
 
     Args:
         caches: none of a classifier.
         views: of the training split; others are measured on plain pictures.
+        held_out: of the training split; None holds none out.
 
     Raises:
         InvalidJob: naming the cache, with the views that it has.
     """
     for split, spec in caches.items():
-        _check_views(spec, views if split == "train" else _PLAIN, is_trained=split == "train")
+        if split == "train":
+            _check_views(spec, views, held_out, is_trained=True)
+        else:
+            _check_views(spec, _PLAIN, None, is_trained=False)
 
 
 def check_classes(caches: Mapping[Split, CacheSpec], classes: int) -> None:
