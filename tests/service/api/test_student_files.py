@@ -16,7 +16,7 @@ from tests.service.api.test_routes import problem
 from tests.support.exported_programs import Tiny, exported
 from tests.support.service_helpers import Api, make_settings, running_api
 from workers.students.build import build_student
-from workers.students.program import read_program
+from workers.students.program import METADATA, read_program
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -104,6 +104,7 @@ def test_uploads_that_are_no_weights_are_refused_and_leave_nothing(api: Api, tmp
     for content, message in (
         ((tmp_path / "w.pth").read_bytes(), "the archive holds 0 programs of torch.export"),
         (b"not weights at all", "no safetensors file"),
+        (save({"w": torch.zeros(3)}, {METADATA: "{}"}), "metadata has 'retort_program', which marks programs"),
         (nan, "tensor 'classifier.bias' has values that are not finite"),
         (weights()[:-1], "cut off or damaged"),
     ):
