@@ -455,7 +455,7 @@ def _read_beside_relu(y: Tensor, head: nn.Module) -> Tensor:
 
 
 def _in_turn(y: Tensor, head: nn.Module) -> Tensor:
-    left, right = F.relu_(F.relu_(y).view(-1, 2, 8)).unbind(1)
+    left, right = y.view(-1, 2, 8).add_(1.0).relu_().unbind(1)
     logits: Tensor = head(F.dropout(torch.cat((left, right), 1), 0.5, inplace=True))
     return logits
 
