@@ -76,8 +76,8 @@ class ProgramNetwork(nn.Module):
         self._state_values = 0
         self._norms: dict[str, nn.BatchNorm2d] = {}
         norms = {node.module: node for node in program.nodes if isinstance(node, NormNode)}
-        for name, node in norms.items():
-            self._norms[name] = self._add_norm(name, node, tensor_of)
+        for name, norm_node in norms.items():
+            self._norms[name] = self._add_norm(name, norm_node, tensor_of)
         of_norms = {f"{name}.{part}" for name, norm in self._norms.items() for part in norm.state_dict()}
         for state_name in (*program.parameters.values(), *program.buffers.values()):
             if state_name not in of_norms:
@@ -104,8 +104,7 @@ class ProgramNetwork(nn.Module):
         for place, value in enumerate(self._program.constants):
             values[value] = getattr(self, f"_constant_{place}")
         values_max = x_BKHW.shape[0] * max(_FACTOR * prod(x_BKHW.shape[1:]), _VALUES) + self._state_values
-        nodes = self._program.nodes
-        for node, call, dead in zip(nodes, self._calls, self._dead, strict=True):
+        for node, call, dead in zip(self._program.nodes, self._calls, self._dead, strict=True):
             call(values)
             # Where it is traced for an export, sizes are no integers, and no memory is used.
             if type(values_max) is int:
