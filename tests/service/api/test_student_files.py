@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from service.client.client import Client
+from service.db.student_file_record import StudentFileRecord
+from service.db.transitions import existing
 from service.operations.data_dir import unknown_files
 from service.settings import MiB
 from tests.service.api.test_routes import problem
@@ -164,3 +166,11 @@ def test_client_uploads_lists_and_deletes_files_of_students(api: Api, tmp_path: 
         assert client.preview_deletion("student-files", file["id"])["frees_bytes"] == file["size_bytes"]
         client.delete_student_file(file["id"])
         assert list(client.student_files()) == []
+
+
+def test_same_bytes_are_not_of_two_kinds(api: Api) -> None:
+    id = upload(api, weights()).json()["id"]
+    with api.context.database.write() as session:
+        existing(session, StudentFileRecord, id).kind = "program"
+    refused = problem(upload(api, weights()), 409, "conflict")["detail"]
+    assert f"the same bytes are student file {id}, of the kind program and not weights" in refused
