@@ -38,11 +38,19 @@ class StudentFiles:
 
         Returns:
             The row that counts, and whether it is new.
+
+        Raises:
+            Conflict: a file with the same bytes is of another kind.
         """
         with self._database.write() as session:
             known = session.scalars(
                 select(StudentFileRecord).where(StudentFileRecord.sha256 == file.sha256)
             ).one_or_none()
+            if known is not None and known.kind != file.kind:
+                raise Conflict(
+                    f"the same bytes are student file {known.id}, of the kind {known.kind} and not {file.kind}: delete "
+                    "that first"
+                )
             place_file(self._settings.student_file_path(file.sha256))
             if known is not None:
                 return known, False

@@ -1,11 +1,22 @@
 """Networks for uploaded programs, and what torch.export makes of them."""
 
+import io
+import json
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from workers.errors import InvalidStudentFile
+from workers.student_files import program_child
+
+BYTES_MAX = 1 << 24
 
 
 class Tiny(nn.Module):
@@ -39,3 +50,43 @@ def exported(
         program = torch.export.export(network, pictures, dynamic_shapes=(batch,) * inputs if is_open else None)
         torch.export.save(program, path)
     return path
+
+
+def converted(path: Path) -> Path:
+    """The archive in its safe form, made in this process."""
+    path.write_bytes(program_child.safe_form(*program_child.read_archive(path, BYTES_MAX)))
+    return path
+
+
+def refusal(path: Path) -> str:
+    """Why an archive is refused."""
+    with pytest.raises(InvalidStudentFile) as raised:
+        program_child.read_archive(path, BYTES_MAX)
+    return str(raised.value)
+
+
+def changed(path: Path, change: Callable[[dict[str, Any]], object], member: str = "models/model.json") -> Path:
+    """The archive with other JSON in a member."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(content, "w") as new:
+        for info in old.infolist():
+            text = old.read(info)
+            if info.filename.endswith(member):
+                document = json.loads(text)
+                change(document)
+                text = json.dumps(document).encode()
+            new.writestr(info, text)
+    path.write_bytes(content.getvalue())
+    return path
+
+
+def nodes_of(document: dict[str, Any], target: str) -> list[dict[str, Any]]:
+    """Nodes of a program's JSON by a part of their operator's name."""
+    found = [node for node in document["graph_module"]["graph"]["nodes"] if target in node["target"]]
+    assert found, target
+    return found
+
+
+def set_argument(node: dict[str, Any], name: str, value: object) -> None:
+    """Give a node another argument."""
+    next(each for each in node["inputs"] if each["name"] == name)["arg"] = value

@@ -3,8 +3,8 @@
 For a process that is about to read a hostile file, with one thread, before it opens that file. Nothing here can be
 undone, and no part needs a library beyond the kernel's own interface:
 
-1. resource limits: address space, processor time, size of files, open files, no core dumps. Not the number of
-   processes: the kernel counts all of a user's threads, the service's among them;
+1. resource limits: address space, memory written to, processor time, size of files, open files, no core dumps. Not the
+   number of processes: the kernel counts all of a user's threads, the service's among them;
 2. a network namespace of its own with nothing in it, where that is allowed;
 3. no capability of root but that of reading every file, which 4 narrows: else it could lift its own limits;
 4. Landlock (``landlock``): files below the named paths may be read, and nothing may be written, made or removed;
@@ -49,11 +49,14 @@ class Bounds(NamedTuple):
         memory_bytes: of address space; None is no limit.
         cpu_s: seconds of processor time, all threads together; None is no limit.
         gpu: whether it may use the GPUs of this machine.
+        data_bytes: of memory that it alone writes to, which is less than address space where libraries are mapped;
+            None is no limit.
     """
 
     memory_bytes: int | None
     cpu_s: int | None
     gpu: bool = False
+    data_bytes: int | None = None
 
 
 def confine(bounds: Bounds, readable: Iterable[Path]) -> list[str]:
@@ -98,6 +101,8 @@ def _limit(bounds: Bounds) -> None:
         wanted[resource.RLIMIT_FSIZE] = (0, 0)
     if bounds.memory_bytes is not None:
         wanted[resource.RLIMIT_AS] = (bounds.memory_bytes, bounds.memory_bytes)
+    if bounds.data_bytes is not None:
+        wanted[resource.RLIMIT_DATA] = (bounds.data_bytes, bounds.data_bytes)
     if bounds.cpu_s is not None:
         # SIGXCPU at the first, which can be told from a crash; SIGKILL at the second.
         wanted[resource.RLIMIT_CPU] = (bounds.cpu_s, bounds.cpu_s + 1)

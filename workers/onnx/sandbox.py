@@ -76,6 +76,7 @@ def call(
     memory_bytes: int,
     timeout_s: float,
     descriptors: Sequence[int] = (),
+    data_bytes: int | None = None,
 ) -> SandboxOutcome:
     """Call ``module:function(**arguments)`` in a confined child.
 
@@ -85,12 +86,13 @@ def call(
         memory_bytes: of address space.
         timeout_s: wall-clock seconds; it has as many of processor time.
         descriptors: that the child has under the same numbers.
+        data_bytes: of memory that it writes to, where that is less than its address space.
 
     Raises:
         WorkerError: the child could not start, or the function raised.
     """
     deadline_s = time.monotonic() + timeout_s
-    bounds = Bounds(memory_bytes, max(1, round(timeout_s)))
+    bounds = Bounds(memory_bytes, max(1, round(timeout_s)), data_bytes=data_bytes)
     with _start(
         "child",
         target,
@@ -104,7 +106,7 @@ def call(
         try:
             text = _read(process, stderr, deadline_s)
             process.wait(max(0.0, deadline_s - time.monotonic()))
-            outcome = _outcome(text, process.returncode, timeout_s, memory_bytes, said=last_lines(stderr))
+            outcome = _outcome(text, process.returncode, timeout_s, data_bytes or memory_bytes, said=last_lines(stderr))
         except subprocess.TimeoutExpired:
             outcome = SandboxOutcome(None, f"takes longer than the {timeout_s:g} s allowed")
         except _TooLong:

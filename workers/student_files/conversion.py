@@ -8,6 +8,7 @@ from pydantic import JsonValue, ValidationError
 
 from workers.errors import InvalidStudentFile
 from workers.student_files.archive import FLOAT32, STATE_NAME
+from workers.student_files.conversion_memory import check_memory, without_unread
 from workers.student_files.conversion_nodes import NodeReader, reference
 from workers.students.program import NODES_MAX, Program
 from workers.texts import shortened
@@ -29,7 +30,7 @@ def converted(document: Json) -> Program:
     """
     try:
         return _converted(document)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError, ArithmeticError) as error:
         raise InvalidStudentFile(
             f"the program's JSON is not of the form that torch.export writes ({type(error).__name__}: "
             f"{shortened(str(error), 80)})"
@@ -52,12 +53,15 @@ def _converted(document: Json) -> Program:
     shapes = graph["tensor_values"]
     shape = _picture_shape(shapes[inputs.pictures])
     reader = NodeReader(inputs.pictures, inputs.parameters, inputs.buffers, inputs.constants, shapes=shapes)
-    nodes = [made for node in graph["nodes"] if (made := reader.read(node)) is not None]
+    given = set(reader.known)
+    read = [made for node in graph["nodes"] if (made := reader.read(node)) is not None]
     logits = shapes[output]["sizes"]
     classes = logits[1].get("as_int") if len(logits) == 2 else None
     if not isinstance(classes, int) or classes < 2 or output not in reader.known:
         raise InvalidStudentFile("the program's output is no [B, C] of logits, with C from 2 on")
-    program, mistake = None, ""
+    check_memory(read, output, given, reader.dropouts_in_place)
+    nodes = without_unread(read, output)
+    program = None
     with suppress(ValidationError):
         program = Program(
             input=inputs.pictures,
@@ -66,11 +70,11 @@ def _converted(document: Json) -> Program:
             parameters=inputs.parameters,
             buffers=inputs.buffers,
             constants=inputs.constants,
-            nodes=tuple(nodes),
+            nodes=nodes,
             output=output,
         )
     if program is None:
-        raise InvalidStudentFile(f"the program cannot be taken{mistake}: export it anew")
+        raise InvalidStudentFile("the program cannot be taken: export it anew")
     return program
 
 

@@ -9,13 +9,16 @@ from pydantic import JsonValue
 from workers.errors import InvalidStudentFile
 from workers.students.program import DropoutNode, Node, NormNode
 from workers.students.program_operators import (
+    ARITHMETIC,
     ASSERTIONS,
     ATTENTION,
     BATCH_NORM,
+    DIVIDE,
+    DROPOUT_IN_PLACE,
     DROPOUTS,
-    IN_PLACE,
+    MULTIPLY,
     OPERATORS,
-    VIEWS,
+    SIZE,
 )
 from workers.texts import shortened
 
@@ -47,6 +50,7 @@ class NodeReader:
 
     Attributes:
         known: names of the values so far.
+        dropouts_in_place: outputs of those.
     """
 
     def __init__(
@@ -58,11 +62,14 @@ class NodeReader:
         *,
         shapes: Json,
     ) -> None:
-        self._state = {**parameters, **buffers}
+        self._pictures, self._state = pictures, {**parameters, **buffers}
         self._shapes = shapes
         self.known = {pictures, *self._state, *constants}
-        # Values that share memory with these: nothing may be written there.
-        self._kept = set(self.known)
+        self.dropouts_in_place = set[str]()
+        # Sizes that grow with the batch.
+        self._batches = set[str]()
+        # Counters of batch normalisation after they have counted, and their modules.
+        self._counted = dict[str, str]()
 
     def read(self, node: Json) -> Node | NormNode | DropoutNode | None:
         """The node in its safe form; None of one that is left out.
@@ -87,32 +94,52 @@ class NodeReader:
         }
         if len(args) + len(kwargs) + sum(each["name"] in _LAYOUT for each in node["inputs"]) != len(node["inputs"]):
             raise InvalidStudentFile(f"a call of {op!r} has an argument that is neither positional nor by name")
-        self._check_memory(op, args)
         if op == ATTENTION and (kwargs.get("dropout_p") or (len(args) > 4 and args[4])):
             raise InvalidStudentFile(
                 "the program has attention with dropout, whose rate torch.export fixes for training and evaluation "
                 "alike: export it with a rate of 0"
             )
         outputs = tuple(self._output(each) for each in node["outputs"])
-        if op in VIEWS and isinstance(args[0], dict) and args[0]["ref"] in self._kept:
-            for output in outputs:
-                self._kept.update((output,) if isinstance(output, str) else output)
+        if self._grows(op, args, kwargs):
+            self._batches.update(name for name in outputs if isinstance(name, str))
         return Node(op=op, args=tuple(args), kwargs=kwargs, outputs=outputs)
 
-    def _check_memory(self, op: str, args: list[JsonValue]) -> None:
-        first = args[0] if args else None
-        if op in IN_PLACE and isinstance(first, dict) and first["ref"] in self._kept:
+    def _grows(self, op: str, args: list[JsonValue], kwargs: Json) -> bool:
+        """Whether an output is a size that may grow with the batch: any but the pictures' own height and so on.
+
+        Raises:
+            InvalidStudentFile: it is no multiple of the batch: a program could do something else at another batch.
+        """
+        if op == SIZE:
+            is_pictures = args[:1] == [{"ref": self._pictures}]
+            return not (is_pictures and len(args) == 2 and isinstance(args[1], int) and args[1] > 0)
+        if op not in ARITHMETIC:
+            return False
+        if kwargs or len(args) != 2:
+            raise InvalidStudentFile(f"{op!r} takes two arguments without names")
+        growing = [isinstance(each, dict) and each["ref"] in self._batches for each in args]
+        multiples = {MULTIPLY: ([True, False], [False, True]), DIVIDE: ([True, False],)}.get(op, ())
+        if any(growing) and growing not in multiples:
             raise InvalidStudentFile(
-                f"the program writes to {shortened(first['ref'], 80)!r} by {op!r}: a student changes neither the "
-                "pictures nor its weights, buffers or constants while it computes"
+                f"the program computes with the number of pictures in a batch by {op!r}, and a student gives a picture "
+                "the same logits in a batch of any size: only multiples of that number are taken, for shapes"
             )
+        return any(growing)
 
     def _is_counter(self, node: Json) -> bool:
         """Whether it counts batches for batch normalisation, which its module does."""
         if node["target"] != "torch.ops.aten.add_.Tensor":
             return False
         first = node["inputs"][0]["arg"].get("as_tensor") or {"name": ""}
-        return str(self._state.get(first["name"], "")).endswith(f".{_COUNTER}")
+        if first["name"] in self._counted:
+            raise InvalidStudentFile(_used_twice(self._counted[first["name"]]))
+        module, _, last = str(self._state.get(first["name"], "")).rpartition(".")
+        if last != _COUNTER:
+            return False
+        if module in self._counted.values():
+            raise InvalidStudentFile(_used_twice(module))
+        self._counted[str(node["outputs"][0]["as_tensor"]["name"])] = module
+        return True
 
     def _batch_norm(self, node: Json) -> NormNode:
         given = {each["name"]: each["arg"] for each in node["inputs"]}
@@ -156,9 +183,8 @@ class NodeReader:
         self._check_known(source)
         output = node["outputs"][0]["as_tensor"]["name"]
         self._add(output)
-        # Without a rate its output is its input.
-        if source in self._kept:
-            self._kept.add(output)
+        if node["target"] == DROPOUT_IN_PLACE:
+            self.dropouts_in_place.add(output)
         return DropoutNode(input=source, output=output, p=rate)
 
     def _tensor_name(self, argument: Json) -> str | None:
@@ -231,9 +257,18 @@ def _plain(value: object) -> JsonValue:
 
 def _number(argument: Json) -> float:
     value = argument.get("as_float", argument.get("as_int"))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # A float cannot hold every integer.
+    if not is_number or (isinstance(value, int) and abs(value) >= _INT_MAX) or not isfinite(value):
         raise InvalidStudentFile("a rate, momentum or eps of the program is no number")
     return float(value)
+
+
+def _used_twice(module: str) -> str:
+    return (
+        f"batch normalisation {shortened(module, 80)!r} is used twice: give each use a module of its own, for each has "
+        "statistics of its own"
+    )
 
 
 def _not_allowed(op: object) -> str:

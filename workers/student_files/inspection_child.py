@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from workers.errors import InvalidStudentFile
+from workers.students.program import METADATA
 from workers.students.safetensors_header import Header, StoredTensor, read_header
 from workers.texts import shortened
 
@@ -24,6 +25,11 @@ def answer(path: str) -> JsonValue:
     """Answer of the child in ``inspect_weights``."""
     try:
         header = read_header(Path(path))
+        if METADATA in header.metadata:
+            raise InvalidStudentFile(
+                f"the file's metadata has {METADATA!r}, which marks programs that this service has written: upload "
+                "the archive of torch.export (.pt2) itself, or weights without it"
+            )
         check_finite(Path(path), header)
     except InvalidStudentFile as error:
         return {"error": str(error)}

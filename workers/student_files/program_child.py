@@ -19,6 +19,7 @@ from workers.errors import InvalidStudentFile
 from workers.student_files.archive import Archive, ArchivedTensor
 from workers.student_files.conversion import converted
 from workers.students.program import CONSTANT, METADATA, Program
+from workers.students.safetensors_header import HEADER_BYTES_MAX
 from workers.texts import shortened
 
 _ALIGNMENT = 8
@@ -100,7 +101,11 @@ def _check(program: Program, tensors: Mapping[str, ArchivedTensor], state: list[
 
 
 def safe_form(program: Program, tensors: Mapping[str, ArchivedTensor]) -> bytes:
-    """Content of a safetensors file of these tensors, with the program beside them; the same for the same program."""
+    """Content of a safetensors file of these tensors, with the program beside them; the same for the same program.
+
+    Raises:
+        InvalidStudentFile: its header would have more bytes than are read.
+    """
     header: dict[str, object] = {_METADATA_KEY: {METADATA: program.model_dump_json()}}
     at = 0
     pieces = []
@@ -113,4 +118,8 @@ def safe_form(program: Program, tensors: Mapping[str, ArchivedTensor]) -> bytes:
         pieces.append(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > HEADER_BYTES_MAX:
+        raise InvalidStudentFile(
+            f"the program's graph and names have {len(text)} bytes, at most {HEADER_BYTES_MAX} are taken"
+        )
     return b"".join((struct.pack("<Q", len(text)), text, *pieces))

@@ -23,6 +23,9 @@ _BASE_BYTES = 2 << 30
 _COPIES = 5
 # Of address space: torch with its CUDA libraries maps some 20 GB and touches little of it.
 _TRIAL_BYTES = 48 << 30
+# Of memory that it may touch: torch, the weights, their gradients and copies, and what three pictures need.
+_TRIAL_DATA_BYTES = 4 << 30
+_TRIAL_COPIES = 6
 # torch seeds its generators from it.
 _RANDOM = Path("/dev/urandom")
 _ZIP = b"PK\x03\x04"
@@ -50,7 +53,8 @@ class _Refusal(BaseModel):
 
 
 class _TrialAnswer(BaseModel):
-    error: str = ""
+    error: str
+    parameters: int
 
 
 def may_be_program(path: Path) -> bool:
@@ -112,8 +116,14 @@ def _answer(value: object, bytes_max: int) -> _Answer:
     return found
 
 
-def try_program(path: Path, *, timeout_s: float) -> None:
+def try_program(path: Path, *, timeout_s: float, pictures: tuple[int, int, int, int] | None = None) -> int:
     """Train and evaluate a program that was made by ``convert_program`` for a step, in a confined process with torch.
+
+    Args:
+        pictures: (batch, channels, height, width) that a job trains it on; without them those it was exported for.
+
+    Returns:
+        The number of its parameters.
 
     Raises:
         InvalidStudentFile: it fails, trains nothing, or takes too long or too much memory.
@@ -122,16 +132,18 @@ def try_program(path: Path, *, timeout_s: float) -> None:
     path = path.resolve()
     outcome = sandbox.call(
         "workers.student_files.trial_child:answer",
-        {"path": str(path)},
+        {"path": str(path), "pictures": None if pictures is None else list(pictures)},
         readable=[path, _RANDOM],
         memory_bytes=_TRIAL_BYTES,
+        data_bytes=_TRIAL_DATA_BYTES + _TRIAL_COPIES * path.stat().st_size,
         timeout_s=timeout_s,
     )
-    refusal: str | None = "trying the program gives no answer of ours: it is hostile"
+    answer = _TrialAnswer(error="trying the program gives no answer of ours: it is hostile", parameters=0)
     if outcome.breach is not None:
-        refusal = f"trying the program {outcome.breach}"
+        answer.error = f"trying the program {outcome.breach}"
     else:
         with contextlib.suppress(ValidationError):
-            refusal = _TrialAnswer.model_validate(outcome.value).error
-    if refusal:
-        raise InvalidStudentFile(refusal)
+            answer = _TrialAnswer.model_validate(outcome.value)
+    if answer.error:
+        raise InvalidStudentFile(answer.error)
+    return answer.parameters

@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,6 +66,27 @@ class DropoutNode(Spec):
 
 
 AnyNode = Annotated[Node | NormNode | DropoutNode, Field(discriminator="kind")]
+
+
+def _read_names(values: Iterable[JsonValue]) -> Iterator[str]:
+    """Names of the values that arguments refer to."""
+    for value in values:
+        if isinstance(value, dict):
+            yield str(value["ref"])
+        elif isinstance(value, list):
+            yield from _read_names(value)
+
+
+def reads_of(node: AnyNode) -> set[str]:
+    """Names of the values that a node reads."""
+    return set(_read_names([*node.args, *node.kwargs.values()])) if isinstance(node, Node) else {node.input}
+
+
+def outputs_of(node: AnyNode) -> tuple[str, ...]:
+    """Names of the values that a node gives."""
+    if not isinstance(node, Node):
+        return (node.output,)
+    return tuple(name for names in node.outputs for name in ((names,) if isinstance(names, str) else names))
 
 
 class Program(Spec):

@@ -1,7 +1,11 @@
 """Network of an uploaded program: interprets its graph, with modules for batch normalisation and dropout."""
 
-from collections.abc import Callable, Iterator
+import functools
+import operator
+from collections.abc import Callable
+from math import prod
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -10,16 +14,25 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from workers.errors import InvalidJob
-from workers.students.program import CONSTANT, DropoutNode, Node, NormNode, Program, read_program
+from workers.students.program import (
+    CONSTANT,
+    AnyNode,
+    DropoutNode,
+    Node,
+    NormNode,
+    Program,
+    outputs_of,
+    read_program,
+    reads_of,
+)
 from workers.students.program_operators import ARITHMETIC, OPERATORS, SIZE
+from workers.texts import shortened
 
 _VIEW = "torch.ops.aten.view.default"
-_ARITHMETIC: dict[str, Callable[[int, int], int]] = {
-    "_operator.add": lambda a, b: a + b,
-    "_operator.sub": lambda a, b: a - b,
-    "_operator.mul": lambda a, b: a * b,
-    "_operator.floordiv": lambda a, b: a // b,
-}
+# Sizes beyond it are no sizes; without a bound, products of products would keep the process busy for hours.
+_SIZE_MAX = 1 << 31
+# Values of one output for each picture: so many times the picture's, or so many if that is more; and the state's.
+_FACTOR, _VALUES = 256, 1 << 20
 
 
 def build_program(name: str, path: Path, classes: int, *, in_channels: int, image_side: int) -> nn.Module:
@@ -38,7 +51,7 @@ def build_program(name: str, path: Path, classes: int, *, in_channels: int, imag
         with safe_open(path, framework="pt") as file:
             # The file lies on no other device than the CPU, whatever the default is.
             network = ProgramNetwork(program, file.get_tensor)
-    except (KeyError, ValueError, SafetensorError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise InvalidJob(f"the program of student {name!r} cannot be built: {error}") from error
     return network
 
@@ -56,10 +69,15 @@ class ProgramNetwork(nn.Module):
 
     def __init__(self, program: Program, tensor_of: Callable[[str], Tensor]) -> None:
         super().__init__()
+        # Before the state: a tensor that is called as one of these is refused then (KeyError).
         self._program = program
         self._calls: list[Callable[[dict[str, Any]], None]] = []
+        self._dead = _last_uses(program)
+        self._state_values = 0
+        self._norms: dict[str, nn.BatchNorm2d] = {}
         norms = {node.module: node for node in program.nodes if isinstance(node, NormNode)}
-        self._norms = {name: self._add_norm(name, node, tensor_of) for name, node in norms.items()}
+        for name, norm_node in norms.items():
+            self._norms[name] = self._add_norm(name, norm_node, tensor_of)
         of_norms = {f"{name}.{part}" for name, norm in self._norms.items() for part in norm.state_dict()}
         for state_name in (*program.parameters.values(), *program.buffers.values()):
             if state_name not in of_norms:
@@ -70,10 +88,14 @@ class ProgramNetwork(nn.Module):
             self.register_buffer(f"_constant_{place}", tensor_of(CONSTANT + stored).clone(), persistent=False)
         for place, node in enumerate(program.nodes):
             self._calls.append(self._call_of(place, node))
-        self._dead = _last_uses(program)
+        self._state_values = sum(x.numel() for x in (*self.parameters(), *self.buffers()))
 
     def forward(self, x_BKHW: Tensor) -> Tensor:
-        """Logits [B, C]."""
+        """Logits [B, C].
+
+        Raises:
+            InvalidJob: a size or an output is larger than any that a network needs.
+        """
         values: dict[str, Any] = {self._program.input: x_BKHW}
         for group in (self._program.parameters, self._program.buffers):
             for value, name in group.items():
@@ -81,8 +103,12 @@ class ProgramNetwork(nn.Module):
                 values[value] = getattr(self.get_submodule(folder), last)
         for place, value in enumerate(self._program.constants):
             values[value] = getattr(self, f"_constant_{place}")
-        for call, dead in zip(self._calls, self._dead, strict=True):
+        values_max = x_BKHW.shape[0] * max(_FACTOR * prod(x_BKHW.shape[1:]), _VALUES) + self._state_values
+        for node, call, dead in zip(self._program.nodes, self._calls, self._dead, strict=True):
             call(values)
+            # Where it is traced for an export, sizes are no integers, and no memory is used.
+            if type(values_max) is int:
+                _check_sizes(node, values, values_max)
             for name in dead:
                 values.pop(name, None)
         logits: Tensor = values[self._program.output]
@@ -138,18 +164,10 @@ def _last_uses(program: Program) -> list[tuple[str, ...]]:
     """Names of the values that no node after each one reads: their memory is free then."""
     seen, dead = {program.output}, list[tuple[str, ...]]()
     for node in reversed(program.nodes):
-        read = set(_read_names([*node.args, *node.kwargs.values()])) if isinstance(node, Node) else {node.input}
+        read = reads_of(node)
         dead.append(tuple(read - seen))
         seen |= read
     return dead[::-1]
-
-
-def _read_names(values: list[JsonValue]) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, dict):
-            yield str(value["ref"])
-        elif isinstance(value, list):
-            yield from _read_names(value)
 
 
 def _operator_call(node: Node) -> Callable[[dict[str, Any]], None]:
@@ -175,7 +193,7 @@ def _operator_call(node: Node) -> Callable[[dict[str, Any]], None]:
 
 def _function(op: str) -> Callable[..., Any]:
     if op in ARITHMETIC:
-        return _ARITHMETIC[op]
+        return functools.partial(_compute, getattr(operator, op.rpartition(".")[2]))
     if op == SIZE:
         return lambda value, dim: value.shape[dim]
     if op == _VIEW:
@@ -184,6 +202,35 @@ def _function(op: str) -> Callable[..., Any]:
     _, _, namespace, packet, overload = op.split(".")
     found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, namespace), packet), overload)
     return found
+
+
+def _compute(function: Callable[[Any, Any], Any], one: object, other: object) -> object:
+    """Result of arithmetic of two sizes. Raises InvalidJob."""
+    # Not only int: while the network is exported they are symbols or tensors. Lists would be repeated by a product.
+    for value in (one, other):
+        if isinstance(value, bool | float | str | list | tuple | NoneType):
+            raise InvalidJob(f"an uploaded program computes a size of {shortened(value, 40)!r}, which is no integer")
+    try:
+        result: object = function(one, other)
+    except ZeroDivisionError:
+        raise InvalidJob(f"an uploaded program divides the size {one} by zero") from None
+    if isinstance(result, int) and abs(result) > _SIZE_MAX:
+        raise InvalidJob(
+            f"an uploaded program computes a size beyond {_SIZE_MAX} ({function.__name__} of {one} and {other}): no "
+            "tensor has such a one"
+        )
+    return result
+
+
+def _check_sizes(node: AnyNode, values: dict[str, Any], values_max: int) -> None:
+    """Raises InvalidJob if a tensor that a node has given has more values than ``values_max``."""
+    for name in outputs_of(node):
+        value = values.get(name)
+        if isinstance(value, Tensor) and value.numel() > values_max:
+            raise InvalidJob(
+                f"an uploaded program's value {shortened(name, 80)!r} has the shape {list(value.shape)}: for each "
+                f"picture at most {_FACTOR} times its values are taken, or {_VALUES} if that is more"
+            )
 
 
 def _resolved(value: JsonValue, values: dict[str, Any]) -> object:

@@ -5,11 +5,13 @@ Batch normalisation and dropout are not among them, for they become modules (``w
 """
 
 BATCH_NORM = "torch.ops.aten.batch_norm.default"
-DROPOUTS = frozenset({"torch.ops.aten.dropout.default", "torch.ops.aten.dropout_.default"})
+DROPOUT_IN_PLACE = "torch.ops.aten.dropout_.default"
+DROPOUTS = frozenset({"torch.ops.aten.dropout.default", DROPOUT_IN_PLACE})
 ATTENTION = "torch.ops.aten.scaled_dot_product_attention.default"
 SIZE = "torch.ops.aten.sym_size.int"
 # On sizes of tensors.
-ARITHMETIC = frozenset(f"_operator.{name}" for name in ("add", "sub", "mul", "floordiv"))
+MULTIPLY, DIVIDE = "_operator.mul", "_operator.floordiv"
+ARITHMETIC = frozenset({"_operator.add", "_operator.sub", MULTIPLY, DIVIDE})
 # Their outputs share memory with their first argument.
 VIEWS = frozenset(
     f"torch.ops.aten.{name}"
@@ -20,7 +22,6 @@ VIEWS = frozenset(
             "flatten.using_ints",
             "unflatten.int",
             "alias.default",
-            "detach_.default",
             "detach.default",
         ),
         *("permute.default", "transpose.int", "t.default", "expand.default", "expand_as.default", "contiguous.default"),
@@ -33,6 +34,8 @@ IN_PLACE = frozenset(
     for name in (
         *("relu_.default", "silu_.default", "hardswish_.default", "hardsigmoid_.default", "hardtanh_.default"),
         *("leaky_relu_.default", "elu_.default", "add_.Tensor", "sub_.Tensor", "mul_.Tensor", "div_.Tensor"),
+        # Gives its tensor back, and takes the gradient from all that read it later.
+        "detach_.default",
     )
 )
 _OTHERS = frozenset(

@@ -1,61 +1,95 @@
 """Trial of an uploaded program, in a confined process: a step of training and an evaluation. Loads torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from workers.errors import InvalidJob, first_line
+from workers.errors import InvalidJob, InvalidStudentFile, first_line
 from workers.students.program import Program, read_program
 from workers.students.program_network import build_program
 
-_SIDE, _CHANNELS = 64, 3
+# Height and width of pictures, where the program leaves them open: it may have been exported for a range of them.
+_SIDES, _CHANNELS = (64, 32, 224), 3
+# Of training without memory, where a job does not say it: more than the batches that are computed.
+_BATCH = 64
 _TOLERANCE = 1e-3
 _NAMED = 4
 
 
-def mistake(path: str) -> str:
-    """Reason why the program of a file cannot be a student; empty if it can."""
+class _Failed(Exception):
+    """The program does not run on pictures of a size."""
+
+
+def mistake(path: str, pictures: Sequence[int] | None = None) -> tuple[str, int]:
+    """Reason why the program of a file cannot be a student, empty if it can; and the number of its parameters.
+
+    Args:
+        pictures: (batch, channels, height, width) of a job's; without them the program may be for any.
+    """
     torch.set_num_threads(1)
     try:
-        return _mistake(Path(path)) or ""
-    except InvalidJob as error:
-        return str(error)
+        program = read_program(Path(path))
+        channels, height, width = program.shape
+        if pictures is not None:
+            return _mistake(Path(path), program, tuple(pictures[1:]), pictures[0])
+        reasons = list[str]()
+        for side in _SIDES if height is None or width is None else (0,):
+            size = (channels or _CHANNELS, height or side, width or side)
+            try:
+                return _mistake(Path(path), program, size, _BATCH)
+            except _Failed as failed:
+                reasons.append(str(failed))
+        return reasons[0], 0
+    except (InvalidJob, InvalidStudentFile, _Failed) as error:
+        return str(error), 0
 
 
-def _mistake(path: Path) -> str | None:
-    program = read_program(path)
-    channels, height, width = program.shape
-    size = (channels or _CHANNELS, height or width or _SIDE, width or height or _SIDE)
-    network = build_program("uploaded", path, program.classes, in_channels=size[0], image_side=size[1])
+def _mistake(path: Path, program: Program, size: tuple[int, ...], batch: int) -> tuple[str, int]:
+    """Raises InvalidJob, _Failed."""
+    network = build_program(
+        "uploaded", path, program.classes, in_channels=size[0], image_side=_side(program, size[1], size[2])
+    )
+    count = sum(parameter.numel() for parameter in network.parameters())
     try:
-        return _mistake_of(network, program, size)
+        return _mistake_of(network, program, size, batch) or "", count
     except Exception as error:
         # Whatever an operator raises that was given what it does not take.
-        return (
-            f"the program fails on pictures of {size[1]} x {size[2]} in batches of 2 and 3: {first_line(error)}. "
-            "Export it with an open size of batches, and try it with two of these before"
-        )
+        raise _Failed(
+            f"the program fails on pictures of {size[1]} x {size[2]} in batches of 1 to 3, or of {batch}: "
+            f"{first_line(error)}. Export it with an open size of batches, and try it with two of these before"
+        ) from error
 
 
-def _mistake_of(network: nn.Module, program: Program, size: tuple[int, int, int]) -> str | None:
-    for batch in (2, 3):
-        logits = network.train()(_pictures(batch, size))
-        if not isinstance(logits, Tensor) or logits.shape != (batch, program.classes):
-            return f"the program does not give [{batch}, {program.classes}] of logits for {batch} pictures"
+def _side(program: Program, height: int, width: int) -> int:
+    """The side that the program was exported for, where it was for one; the pictures' height and width are tried."""
+    return program.shape[1] or program.shape[2] or min(height, width)
+
+
+def _mistake_of(network: nn.Module, program: Program, size: tuple[int, ...], batch: int) -> str | None:
+    for rows in (2, 3):
+        logits = network.train()(_pictures(rows, size))
+        if not isinstance(logits, Tensor) or logits.shape != (rows, program.classes):
+            return f"the program does not give [{rows}, {program.classes}] of logits for {rows} pictures"
         torch.autograd.backward(logits.square().mean())
     unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
     if unused:
         listed = ", ".join(unused[:_NAMED])
         return f"the logits do not depend on {len(unused)} of the program's parameters ({listed}): leave them out"
     with torch.no_grad():
-        both, alone = (network.eval()(_pictures(batch, size)) for batch in (2, 1))
+        both, alone = (network.eval()(_pictures(rows, size)) for rows in (2, 1))
     if not torch.allclose(both[:1], alone, atol=_TOLERANCE, rtol=_TOLERANCE):
         return "in evaluation the program's logits of a picture depend on the other pictures of its batch"
+    # Sizes and shapes alone, so that a batch of any size is tried.
+    with torch.no_grad():
+        logits = network.to("meta").train()(torch.empty((batch, *size), device="meta"))
+    if logits.shape != (batch, program.classes):
+        return f"the program does not give [{batch}, {program.classes}] of logits for {batch} pictures"
     return None
 
 
-def _pictures(batch: int, size: tuple[int, int, int]) -> Tensor:
+def _pictures(batch: int, size: tuple[int, ...]) -> Tensor:
     """Pictures that are all different, the first ones the same in batches of any size."""
     count = size[0] * size[1] * size[2]
     ramp = torch.arange(batch * count, dtype=torch.float32).reshape(batch, *size)

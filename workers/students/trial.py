@@ -1,7 +1,5 @@
 """Trial of a student: whether it takes the pictures, for networks whose catalog entry does not tell. Loads torch."""
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +16,11 @@ def try_student(
     *,
     batch: int,
     drop_path: float | None,
-    program: Path | None = None,
 ) -> str:
     """Build a student and run it on ``batch`` blank pictures as in training; a sentence on it.
 
     Args:
         size: of the pictures, (height, width).
-        program: file of an uploaded one.
         batch: pictures of the smallest batch; 2 at most are tried.
 
     Raises:
@@ -35,7 +31,7 @@ def try_student(
     for device in ("meta", "cpu") if name.startswith(PREFIX) else ("cpu",):
         try:
             with torch.device(device), torch.no_grad():
-                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path, program=program)
+                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path)
                 logits = network.train()(torch.zeros(shape))
             break
         except Exception as error:

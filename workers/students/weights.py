@@ -7,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from workers.errors import InvalidJob
+from workers.students.safetensors_header import FLOATS
 from workers.students.weight_fit import Fit, Shapes, fit_shapes, without_counters
 
 
@@ -18,10 +19,20 @@ def fit_weights(path: Path, network: nn.Module, larger: nn.Module) -> Fit:
         larger: the same with another number of classes: what differs is the classifier head.
 
     Raises:
-        InvalidJob: the file is no safetensors; a tensor is missing, one is left over, or one beside the head has
-            another shape; naming them.
+        InvalidJob: the file is no safetensors; a tensor is missing, one is left over, one beside the head has another
+            shape, or integers where the student has floating-point values, or the other way round; naming them.
     """
-    return fit_shapes(tensor_shapes(path), shapes_of(network), shapes_of(larger))
+    fit = fit_shapes(tensor_shapes(path), shapes_of(network), shapes_of(larger))
+    state = network.state_dict()
+    with safe_open(path, framework="pt") as file:
+        for name in fit.taken:
+            stored = file.get_slice(name).get_dtype()
+            if (stored in FLOATS) != state[name].is_floating_point():
+                raise InvalidJob(
+                    f"these weights are not of this student: {name!r} is {stored}, the student's {state[name].dtype}. "
+                    "Floating-point tensors take F64, F32, F16 or BF16, and tensors of integers take integers"
+                )
+    return fit
 
 
 def shapes_of(network: nn.Module) -> Shapes:
@@ -44,8 +55,17 @@ def tensor_shapes(path: Path) -> Shapes:
 
 
 def load_weights(path: Path, network: nn.Module, fit: Fit) -> None:
-    """Copy what fits into the network, on whatever device and in whatever dtype it is."""
+    """Copy what fits into the network, on whatever device and in whatever dtype it is.
+
+    Raises:
+        InvalidJob: a value is beyond that dtype; the network is no longer what it was.
+    """
     state = network.state_dict()
     with torch.no_grad(), safe_open(path, framework="pt") as file:
         for name in fit.taken:
             state[name].copy_(file.get_tensor(name))
+            if state[name].is_floating_point() and not state[name].isfinite().all():
+                raise InvalidJob(
+                    f"weights {path.name!r} have values in {name!r} that are not finite as {state[name].dtype}: save "
+                    "them in the student's dtype, and look for what has grown so large"
+                )

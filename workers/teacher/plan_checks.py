@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 from workers.config.full_batch import check_full_batch
 from workers.config.job import JobSpec
@@ -11,7 +12,7 @@ from workers.config.views import output_size
 from workers.config.weights_file import check_digest, describe_weights, find_program, find_weights
 from workers.data.holdout_rows import holdout_rows
 from workers.data.prepared import Dataset
-from workers.errors import ContractViolation, InvalidJob, InvalidTeacher
+from workers.errors import ContractViolation, InvalidJob, InvalidStudentFile, InvalidTeacher
 from workers.events import Emit, Log
 from workers.files import file_sha256
 from workers.methods.method import Method
@@ -21,6 +22,7 @@ from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
 from workers.student_files.programs import try_program
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
+from workers.students.program import read_program
 
 # Of the process that tries an uploaded program.
 TRIAL_S = 120.0
@@ -51,23 +53,28 @@ def check_students(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -
         check_batch_size(student.name, rows)
         if is_known_by_size(STUDENTS[student.name]):
             continue
+        program = find_program(student, folders)
+        if program is not None:
+            told = _try_upload(student.name, program, train, size, rows=rows)
+            emit(Log(message=told + (_OWN_WEIGHTS if student.init == "random" else "")))
+            continue
         # Imported here: torch's networks, and only for those that have to be tried.
         from workers.students.trial import try_student
 
-        program = find_program(student, folders)
-        if program is not None:
-            try_program(program, timeout_s=TRIAL_S)
         told = try_student(
-            student.name,
-            train.classes,
-            train.channels,
-            size,
-            batch=rows,
-            drop_path=job.training.drop_path,
-            program=program,
+            student.name, train.classes, train.channels, size, batch=rows, drop_path=job.training.drop_path
         )
-        own = _OWN_WEIGHTS if program is not None and student.init == "random" else ""
-        emit(Log(message=told + own))
+        emit(Log(message=told))
+
+
+def _try_upload(name: str, program: Path, train: Dataset, size: tuple[int, int], *, rows: int) -> str:
+    """Try an uploaded program on a job's pictures, in a confined process; a sentence on it. Raises InvalidJob."""
+    read_program(program).check_input(name, train.classes, train.channels, min(size))
+    try:
+        count = try_program(program, timeout_s=TRIAL_S, pictures=(rows, train.channels, *size))
+    except InvalidStudentFile as error:
+        raise InvalidJob(f"student {name!r} cannot be trained on these pictures: {error}") from error
+    return f"student {name!r} has {count:,} parameters for {train.classes} classes"
 
 
 def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:

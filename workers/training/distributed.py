@@ -155,6 +155,10 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             self.running_mean.lerp_(mean_K, self.momentum)
             self.running_var.lerp_(variance_K * (n / (n - 1)), self.momentum)
-        scale_K = self.weight * torch.rsqrt(variance_K + self.eps)
-        y_bKHW: Tensor = centred * scale_K[:, None, None] + self.bias[:, None, None]
+        scale_K = torch.rsqrt(variance_K + self.eps)
+        if self.affine:
+            scale_K = self.weight * scale_K
+        y_bKHW: Tensor = centred * scale_K[:, None, None]
+        if self.affine:
+            y_bKHW = y_bKHW + self.bias[:, None, None]
         return y_bKHW.to(x_bKHW.dtype)

@@ -56,7 +56,7 @@ def show(row: StudentFileRecord) -> StudentFile:
     status_code=201,
     responses={
         200: {"model": StudentFile, "description": "It was uploaded before"},
-        **responses(400, 408, 413, 422, 507),
+        **responses(400, 408, 409, 413, 422, 507),
     },
     openapi_extra={
         "requestBody": {

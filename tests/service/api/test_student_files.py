@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import save, save_file
 
 from service.client.client import Client
+from service.db.student_file_record import StudentFileRecord
+from service.db.transitions import existing
 from service.operations.data_dir import unknown_files
 from service.settings import MiB
 from tests.service.api.test_routes import problem
 from tests.support.exported_programs import Tiny, exported
 from tests.support.service_helpers import Api, make_settings, running_api
 from workers.students.build import build_student
-from workers.students.program import read_program
+from workers.students.program import METADATA, read_program
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -104,6 +106,7 @@ def test_uploads_that_are_no_weights_are_refused_and_leave_nothing(api: Api, tmp
     for content, message in (
         ((tmp_path / "w.pth").read_bytes(), "the archive holds 0 programs of torch.export"),
         (b"not weights at all", "no safetensors file"),
+        (save({"w": torch.zeros(3)}, {METADATA: "{}"}), "metadata has 'retort_program', which marks programs"),
         (nan, "tensor 'classifier.bias' has values that are not finite"),
         (weights()[:-1], "cut off or damaged"),
     ):
@@ -113,7 +116,7 @@ def test_uploads_that_are_no_weights_are_refused_and_leave_nothing(api: Api, tmp
     assert kept(api) == []
 
 
-def test_program_is_a_student_of_jobs_which_need_it(api: Api, tmp_path: Path) -> None:
+def test_program_is_a_student_of_jobs_which_need_it(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its safe form is kept, in place of the archive."""
     content = exported(Tiny(), tmp_path / "p").read_bytes()
     made = upload(api, content, name="tiny")
@@ -124,6 +127,8 @@ def test_program_is_a_student_of_jobs_which_need_it(api: Api, tmp_path: Path) ->
     assert kept(api) == [f"{file['sha256']}.safetensors"]
     assert read_program(api.settings.student_file_path(file["sha256"])).classes == 10
     assert upload(api, content).json() == file
+    # As on a machine without torch: the trial of the first has shown that it is made.
+    monkeypatch.setattr("service.api.routes.student_files.can_check", lambda: False)
     job = api.post_job(students=[file["student"]])
     assert job["plan"]["students"] == [{"name": file["student"], "program": file["sha256"]}]
     assert f"used by job {job['id']}" in api.client.delete(f"/v1/student-files/{file['id']}").text
@@ -166,3 +171,11 @@ def test_client_uploads_lists_and_deletes_files_of_students(api: Api, tmp_path: 
         assert client.preview_deletion("student-files", file["id"])["frees_bytes"] == file["size_bytes"]
         client.delete_student_file(file["id"])
         assert list(client.student_files()) == []
+
+
+def test_same_bytes_are_not_of_two_kinds(api: Api) -> None:
+    id = upload(api, weights()).json()["id"]
+    with api.context.database.write() as session:
+        existing(session, StudentFileRecord, id).kind = "program"
+    refused = problem(upload(api, weights()), 409, "conflict")["detail"]
+    assert f"the same bytes are student file {id}, of the kind program and not weights" in refused

@@ -1,7 +1,6 @@
 """Uploaded programs: the network that comes of one is the one that was exported, and what is refused, by name."""
 
 import io
-import json
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -13,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.exported_programs import Tiny, exported
+from tests.support.exported_programs import (
+    BYTES_MAX,
+    Tiny,
+    changed,
+    converted,
+    exported,
+    nodes_of,
+    refusal,
+    set_argument,
+)
 from workers.errors import InvalidJob, InvalidStudentFile
 from workers.student_files import program_child
 from workers.student_files.programs import convert_program, may_be_program, try_program
@@ -22,45 +30,7 @@ from workers.students.build import build_student
 from workers.students.program import read_program
 from workers.students.program_network import build_program
 
-BYTES_MAX = 1 << 24
 NAME = "uploaded/stf_01m7yt5knp2b4d7r46qbv3d8r3"
-
-
-def converted(path: Path) -> Path:
-    """The archive in its safe form, made in this process."""
-    path.write_bytes(program_child.safe_form(*program_child.read_archive(path, BYTES_MAX)))
-    return path
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(InvalidStudentFile) as raised:
-        program_child.read_archive(path, BYTES_MAX)
-    return str(raised.value)
-
-
-def changed(path: Path, change: Callable[[dict[str, Any]], object], member: str = "models/model.json") -> Path:
-    """The archive with other JSON in a member."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(content, "w") as new:
-        for info in old.infolist():
-            text = old.read(info)
-            if info.filename.endswith(member):
-                document = json.loads(text)
-                change(document)
-                text = json.dumps(document).encode()
-            new.writestr(info, text)
-    path.write_bytes(content.getvalue())
-    return path
-
-
-def nodes_of(document: dict[str, Any], target: str) -> list[dict[str, Any]]:
-    found = [node for node in document["graph_module"]["graph"]["nodes"] if target in node["target"]]
-    assert found, target
-    return found
-
-
-def set_argument(node: dict[str, Any], name: str, value: object) -> None:
-    next(each for each in node["inputs"] if each["name"] == name)["arg"] = value
 
 
 # ------------------------------------------------------------------------------------------------------ what is taken
@@ -297,4 +267,4 @@ class _LeavesOneOut(Tiny):
 def test_trial_refuses_programs_that_cannot_be_trained_or_evaluated(
     network: nn.Module, message: str, tmp_path: Path
 ) -> None:
-    assert message in program_trial.mistake(str(converted(exported(network, tmp_path / "p"))))
+    assert message in program_trial.mistake(str(converted(exported(network, tmp_path / "p"))))[0]

@@ -79,3 +79,19 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"not at all")
     with pytest.raises(InvalidJob, match=r"'weights.safetensors' are no safetensors file"):
         fit_weights(path, *networks())
+
+
+def test_weights_of_another_kind_of_numbers_are_refused(tmp_path: Path) -> None:
+    """Integers would be taken as values; a double may be beyond what a float holds."""
+    network, larger = networks()
+    bias = "features__1__bias"
+    for dtype in (torch.int64, torch.uint8, torch.bool):
+        with pytest.raises(InvalidJob, match=r"'features.1.bias' is \w+, the student's torch.float32"):
+            fit_weights(saved(tmp_path, **{bias: torch.ones(16, dtype=dtype)}), network, larger)
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        path = saved(tmp_path, **{bias: torch.full((16,), 0.5, dtype=dtype)})
+        load_weights(path, network, fit_weights(path, network, larger))
+        assert (network.state_dict()["features.1.bias"] == 0.5).all()
+    path = saved(tmp_path, **{bias: torch.full((16,), 1e300, dtype=torch.float64)})
+    with pytest.raises(InvalidJob, match=r"'features.1.bias' that are not finite as torch.float32"):
+        load_weights(path, network, fit_weights(path, network, larger))

@@ -18,7 +18,7 @@ from workers.config.training import Ema, Sgd, StepSchedule, Training
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
-from workers.training.distributed import Replicas
+from workers.training.distributed import Replicas, WholeBatchNorm2d
 from workers.training.loop import train_run
 
 # Early, for it is long, and several processes of a busy machine take their time.
@@ -117,3 +117,20 @@ def test_a_process_that_is_lost_ends_the_others_and_the_run_resumes(digits: Digi
     assert [process.wait() for process in train_in_processes(second)] == [0, 0]
     assert torch.load(second.folder / CHECKPOINT, weights_only=True)["epoch"] == 5
     assert (second.folder / "artifacts/student.onnx").is_file()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_normalisation_with_and_without_weights_is_torchs(
+    affine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one process's part, which is the whole batch here."""
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: None)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    results = []
+    for kind in (torch.nn.BatchNorm2d, WholeBatchNorm2d):
+        norm = kind(3, affine=affine).train()
+        y = norm(x)
+        [gradient] = torch.autograd.grad(y.pow(3).sum(), x)
+        results.append((y, gradient, norm.running_mean, norm.running_var))
+    for theirs, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
