@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from service.api.cost import cost_of
 from service.api.dependencies import Context
 from service.api.initial_weights import known_students
 from service.api.job_checks import CheckedJob, check_plan, check_run_count, find_logits, find_teacher
 from service.api.job_preview import preview_of
-from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.schemas.amounts import check_amount
 from service.api.schemas.jobs import JobPreview
-from service.db.job_teachers import ChosenTeacher, members_of
+from service.db.job_teachers import ChosenTeacher, deleted_teacher, members_of
 from service.db.models import JobRecord
 from service.db.states import State
 from service.errors import Conflict, InvalidRequest
@@ -55,13 +53,7 @@ def preview_of_added(checked: CheckedJob, weights: Sequence[str], context: Conte
     Args:
         weights: sentences on their first weights.
     """
-    alone = added_alone(checked)
-    gradients: list[str] = []
-    if len(checked.teachers) == 1:  # the rows of several are combined, and in no cache of one
-        digest = checked.teacher.sha256
-        gradients = gradient_warnings_of_plan(alone.plan, digest, context.settings.caches_dir)
-    preview = preview_of(alone, [*checked.source.notes, *gradients, *weights], cost_of(alone, context))
-    return preview.model_copy(update={"plan": checked.plan})
+    return preview_of(added_alone(checked), weights, context).model_copy(update={"plan": checked.plan})
 
 
 def read_plan(job: JobRecord) -> Plan:
@@ -83,5 +75,5 @@ def teachers_of(job: JobRecord, context: Context) -> list[ChosenTeacher]:
         try:
             found.append(ChosenTeacher(find_teacher(id, context, "#"), member["weight"]))
         except InvalidRequest as error:
-            raise Conflict(f"the teacher {id} of {job.id} was deleted: upload it again and post a new job") from error
+            raise deleted_teacher(id, job) from error
     return found

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from service.api.cost import cost_of
+from service.api.dependencies import Context
 from service.api.job_checks import CheckedJob, CheckedTeacher, classes_of, picture_size, student_size
-from service.api.schemas.costs import Cost
+from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.schemas.jobs import (
     CLASSES_SHOWN,
     JobPreview,
@@ -24,9 +26,16 @@ from workers.data.kinds.base import Source
 from workers.unlabelled import numbered
 
 
-def preview_of(checked: CheckedJob, warnings: Sequence[str], cost: Cost) -> JobPreview:
-    """Document of what a job would be."""
+def preview_of(checked: CheckedJob, weights: Sequence[str], context: Context) -> JobPreview:
+    """Document of what a job would be, with its cost.
+
+    Args:
+        weights: sentences on the students' first weights.
+    """
     plan, teacher = checked.plan, checked.teacher
+    gradients = []
+    if len(checked.teachers) == 1:  # the rows of several are combined, and in no cache of one
+        gradients = gradient_warnings_of_plan(plan, teacher.sha256, context.settings.caches_dir)
     chosen = checked.chosen
     planned = [
         PlannedRun(name=run.name, student=run.student.name, method=run.method.label, seed=run.seed)
@@ -53,8 +62,8 @@ def preview_of(checked: CheckedJob, warnings: Sequence[str], cost: Cost) -> JobP
         views=ViewSizes(student=student_size(plan), teacher=sizes[0] or picture_size(plan)),
         classes=_planned_classes(checked.teachers[0], checked.class_names),
         labels=labels,
-        warnings=[*plan.warnings, *thumbnails, *of_labels, *warnings],
-        cost=cost,
+        warnings=[*plan.warnings, *thumbnails, *of_labels, *checked.source.notes, *gradients, *weights],
+        cost=cost_of(checked, context),
     )
 
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from service.db import webhook_outbox
 from service.db.database import Database
 from service.db.ids import new_id
-from service.db.job_teachers import ChosenTeacher, deleted_teachers, document_of, imported_keys, name_of
+from service.db.job_teachers import ChosenTeacher, check_teachers, document_of, imported_keys, name_of
 from service.db.models import IdempotencyRecord, JobRecord, Json, RunRecord, TeacherRecord
 from service.db.states import LIVE, State
 from service.db.student_file_record import StudentFileRecord
@@ -168,8 +168,7 @@ class JobPosting:
         left = [run for run in ended if run.id not in retried]
         if not left:
             return session.get_one(JobRecord, max(retried.values())), False
-        if gone := deleted_teachers(session, job):
-            raise Conflict(f"the teacher {gone[0]} of {job.id} was deleted: upload it again and post a new job")
+        check_teachers(session, job)
         check()
         self.check_queue(session, key_id)
         again = JobRecord(

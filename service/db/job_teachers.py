@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.db.models import JobRecord, Json, TeacherRecord
 from service.db.states import LIVE
+from service.errors import Conflict
 from store import CacheSpec
 from workers.config.teacher import Preprocessing
 from workers.events import Split
@@ -110,10 +111,17 @@ def name_of(names: Sequence[str]) -> str:
     return " + ".join(names)
 
 
-def deleted_teachers(session: Session, job: JobRecord) -> list[str]:
-    """Ids of the job's teachers that are there no more."""
+def check_teachers(session: Session, job: JobRecord) -> None:
+    """Raise Conflict if a teacher of the job was deleted."""
     ids = [job.teacher_id, *(member["id"] for member in members_of(job.teacher) if "id" in member)]
-    return [id for id in dict.fromkeys(ids) if id and session.get(TeacherRecord, id) is None]
+    gone = [id for id in dict.fromkeys(ids) if id and session.get(TeacherRecord, id) is None]
+    if gone:
+        raise deleted_teacher(gone[0], job)
+
+
+def deleted_teacher(id: str, job: JobRecord) -> Conflict:
+    """Refusal of what needs a teacher of a job that was deleted."""
+    return Conflict(f"the teacher {id} of {job.id} was deleted: upload it again and post a new job")
 
 
 def live_users(session: Session, teacher_id: str) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from service.db import webhook_outbox
 from service.db.job_posting import Idempotency, JobPosting, check_uploads, keep_key, new_runs, replayed
-from service.db.job_teachers import deleted_teachers
+from service.db.job_teachers import check_teachers
 from service.db.models import JobRecord
 from service.db.states import TERMINAL, State
 from service.db.transitions import add_event, existing, transition
@@ -49,8 +49,7 @@ class RunAdditions(JobPosting):
                 raise Conflict(
                     f"no runs can be added to {job.id}: it is being cancelled; once it has ended they can be"
                 )
-            if gone := deleted_teachers(session, job):
-                raise Conflict(f"the teacher {gone[0]} of {job.id} was deleted: upload it again and post a new job")
+            check_teachers(session, job)
             check_uploads(session, [student for block in plan.added for student in block.students])
             check()
             if job.state in TERMINAL:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from service.api.bodies.multipart import TEXT_MAX_BYTES
-from service.api.bodies.teacher_fields import parse_field
+from service.api.bodies.teacher_fields import parse_field, refusal_of
 from service.db.api_queries import ApiQueries
 from service.errors import InvalidRequest
 from workers.errors import UnknownName
@@ -38,11 +38,8 @@ def options_of(fields: Mapping[str, str], queries: ApiQueries) -> ImportOptions:
     try:
         return ImportOptions.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"/{step}" for step in first["loc"])
-        what = f"the field {first['loc'][0]!r}" if first["loc"] else "the upload"
-        message = first["msg"].removeprefix("Value error, ")
-    raise InvalidRequest(f"{what} cannot be used: {message}", f"#{where}")
+        refusal = refusal_of(error)
+    raise refusal
 
 
 def _dataset(text: str, queries: ApiQueries) -> object:

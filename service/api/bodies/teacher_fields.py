@@ -27,10 +27,16 @@ def reading_of(fields: Mapping[str, str]) -> TeacherReading:
     try:
         return TeacherReading.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"/{step}" for step in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-    raise InvalidRequest(f"the field {first['loc'][0]!r} cannot be used: {message}", f"#{where}")
+        refusal = refusal_of(error)
+    raise refusal
+
+
+def refusal_of(error: ValidationError) -> InvalidRequest:
+    """Refusal that names the first field that cannot be used, or the upload where it is no field's fault."""
+    first = error.errors()[0]
+    what = f"the field {first['loc'][0]!r}" if first["loc"] else "the upload"
+    where = "".join(f"/{step}" for step in first["loc"])
+    return InvalidRequest(f"{what} cannot be used: {first['msg'].removeprefix('Value error, ')}", f"#{where}")
 
 
 def parse_field(name: str, text: str) -> object:

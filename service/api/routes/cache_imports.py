@@ -8,11 +8,12 @@ from fastapi import APIRouter, Request, Response
 
 from service.api.auth import WRITE
 from service.api.bodies.import_fields import FIELDS, options_of
-from service.api.bodies.multipart import Upload, incoming_file, receive
-from service.api.bodies.upload_sizes import check_announced, logits_limit
+from service.api.bodies.multipart import Upload, incoming_file
+from service.api.bodies.upload_sizes import logits_limit
 from service.api.dependencies import INSPECTIONS_MAX, Context, Ctx
 from service.api.problems import responses
 from service.api.schemas.caches import Cache, CacheUpload, ImportedCache
+from service.api.uploads import receive_in_turn
 from service.errors import InvalidRequest, NotInstalled
 from workers.config.task import Folders
 from workers.teacher.imports.importing import import_in_process
@@ -47,17 +48,8 @@ async def import_cache(request: Request, ctx: Ctx, response: Response) -> Import
     order of classes) is refused, unless `accept_teacher` insists. The cache is pinned: nobody can make it anew.
     """
     settings = ctx.settings
-    announced_bytes, limit = int(request.headers.get("content-length", "0")), logits_limit(settings)
-    check_announced(announced_bytes, limit)
-    await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
-    upload = receive(
-        request,
-        settings.teachers_dir,
-        text_fields=FIELDS,
-        limit=limit,
-        check_room=ctx.check_disk,
-    )
-    async with upload as received, ctx.inspections.held(request.state.name):
+    upload = receive_in_turn(request, ctx, settings.teachers_dir, text_fields=FIELDS, limit=logits_limit(settings))
+    async with upload as received:
         shown, is_new = await anyio.to_thread.run_sync(_import, received, ctx, limiter=_IMPORTS)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/caches/{shown.key}"

@@ -1,20 +1,18 @@
 """Routes of jobs: post, preview, list. ``job_control`` has those that end, pause and repeat them."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
-from service.api.cost import cost_of
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
 from service.api.initial_weights import check_uploaded_weights, with_known_weights
-from service.api.job_checks import CheckedJob, check_plan, check_request, find_dataset, find_teachers
+from service.api.job_checks import check_plan, check_request, find_dataset, find_teachers
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
 from service.api.job_preview import preview_of
-from service.api.job_warnings import gradient_warnings_of_plan
 from service.api.problems import responses
 from service.api.routes import runs
 from service.api.schemas.base import Page
@@ -89,7 +87,7 @@ def create_job(
         weights = check_uploaded_weights(checked, ctx)
         if dry_run:
             response.status_code = 200
-            return _preview(checked, weights, ctx)
+            return preview_of(checked, weights, ctx)
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             checked.plan,
@@ -107,14 +105,6 @@ def create_job(
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/jobs/{row.id}"
     return show_one(row, ctx.queries)
-
-
-def _preview(checked: CheckedJob, weights: Sequence[str], ctx: Ctx) -> JobPreview:
-    """The answer to a dry run; ``weights`` are sentences on the students' first weights."""
-    gradients = []
-    if len(checked.teachers) == 1:  # the rows of several are combined, and in no cache yet
-        gradients = gradient_warnings_of_plan(checked.plan, checked.teacher.sha256, ctx.settings.caches_dir)
-    return preview_of(checked, [*checked.source.notes, *gradients, *weights], cost_of(checked, ctx))
 
 
 def _idempotency(request: JobRequest, key_id: str, key: str) -> Idempotency:

@@ -7,13 +7,14 @@ import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
 from service.api.auth import ADMIN, READ, WRITE
-from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
+from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload
 from service.api.bodies.upload_files import place, upload_name
-from service.api.bodies.upload_sizes import check_announced, student_file_limit
+from service.api.bodies.upload_sizes import student_file_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.student_files import StudentFile, StudentFileUpload
+from service.api.uploads import receive_in_turn
 from service.db.ids import new_id
 from service.db.student_file_record import StudentFileRecord
 from service.db.student_files import StudentFiles
@@ -74,17 +75,14 @@ async def create_student_file(request: Request, ctx: Ctx, response: Response) ->
     same bytes are the same file.
     """
     settings = ctx.settings
-    announced_bytes, limit = int(request.headers.get("content-length", "0")), student_file_limit(settings)
-    check_announced(announced_bytes, limit)
-    await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
-    upload = receive(
+    upload = receive_in_turn(
         request,
+        ctx,
         settings.student_files_dir,
         text_fields={"name": TEXT_MAX_BYTES},
-        limit=limit,
-        check_room=ctx.check_disk,
+        limit=student_file_limit(settings),
     )
-    async with upload as received, ctx.inspections.held(request.state.name):
+    async with upload as received:
         row, is_new = await anyio.to_thread.run_sync(_register, received, ctx, limiter=_INSPECTIONS)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/student-files/{row.id}"

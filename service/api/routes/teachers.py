@@ -9,15 +9,16 @@ from pydantic import ValidationError
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
-from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, receive
+from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload
 from service.api.bodies.teacher_fields import reading_of
 from service.api.bodies.upload_files import place, upload_name
-from service.api.bodies.upload_sizes import check_announced, teacher_limit
+from service.api.bodies.upload_sizes import teacher_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
 from service.api.job_checks import classes_of
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.teachers import Teacher, TeacherUpload, Value
+from service.api.uploads import receive_in_turn
 from service.db.api_queries import digest_of
 from service.db.ids import new_id
 from service.db.models import TeacherRecord
@@ -104,18 +105,10 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
     teacher's document shows the fields that it became, and a step that they cannot say is refused by its name.
     """
     settings = ctx.settings
-    announced_bytes, limit = int(request.headers.get("content-length", "0")), teacher_limit(settings)
-    check_announced(announced_bytes, limit)
-    # Below the reserve it looks through the caches for what can be freed.
-    await anyio.to_thread.run_sync(ctx.check_disk, announced_bytes)
-    upload = receive(
-        request,
-        settings.teachers_dir,
-        text_fields=TEXT_FIELDS,
-        limit=limit,
-        check_room=ctx.check_disk,
+    upload = receive_in_turn(
+        request, ctx, settings.teachers_dir, text_fields=TEXT_FIELDS, limit=teacher_limit(settings)
     )
-    async with upload as received, ctx.inspections.held(request.state.name):
+    async with upload as received:
         row, is_new = await anyio.to_thread.run_sync(_register, received, ctx, limiter=_INSPECTIONS)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/teachers/{row.id}"
