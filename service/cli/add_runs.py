@@ -1,14 +1,12 @@
 """``retort add-runs``: more students, methods or seeds for a job, on its caches."""
 
-import sys
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from service.cli.base import parse_json, session
+from service.cli.base import json_or_name, session
 from service.cli.job_pages import preview_page
-from service.cli.jobs import JobId, watch_to_end
+from service.cli.jobs import JobId, show_or_watch
 from service.client.transport import Document
 
 
@@ -29,8 +27,8 @@ def add_runs(
     """Add runs to a job: students x methods x seeds, on the same caches. One that has ended goes on."""
     options = session(context)
     runs: Document = {
-        "students": [_named(each, "--student") for each in student],
-        "methods": [_named(each, "--method") for each in method],
+        "students": [json_or_name(each, "--student") for each in student],
+        "methods": [json_or_name(each, "--method") for each in method],
         "seeds": seed or [0],
     }
     with options.client() as client:
@@ -39,12 +37,5 @@ def add_runs(
             options.show(preview, lambda: preview_page(preview))
             return
         job = client.add_runs(id, runs)
-        if watch:
-            sys.stderr.write(f"{job['id']}\n")
-            watch_to_end(options, client, job["id"])
-        else:
-            options.show(job, lambda: Text(f"{job['id']} has {len(job['run_ids'])} runs"))
-
-
-def _named(text: str, option: str) -> object:
-    return parse_json(text, option) if text.lstrip().startswith("{") else text
+        text = f"{job['id']} has {len(job['run_ids'])} runs"
+        show_or_watch(options, client, job, watch=watch, text=text)

@@ -102,6 +102,11 @@ def parse_json(text: str, what: str) -> Document:
     return value
 
 
+def json_or_name(text: str, option: str) -> Document | str:
+    """Parse a JSON object, or take a name as it is; ``option`` names it in the message of BadInput."""
+    return parse_json(text, option) if text.lstrip().startswith("{") else text
+
+
 def sentence(error: Exception, *, needs_engine: bool = False) -> str:
     """Sentence about an exception for a person, without where it happened.
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
-from service.cli.base import BadInput, CommandFailed, parse_json, session
+from service.cli.base import BadInput, CommandFailed, json_or_name, session
 from service.cli.follow import follow
 from service.cli.resources import preprocessing_of
 from service.client.client import Client
@@ -46,7 +46,7 @@ def evaluate(
         job: Document = {
             "name": f"evaluation of {model}"[:200],
             "teacher": _model(client, model, preprocessing, output)["id"],
-            "dataset": parse_json(dataset, "--dataset") if dataset.lstrip().startswith("{") else dataset,
+            "dataset": json_or_name(dataset, "--dataset"),
             "evaluate": True,
             # A model that is no better than chance here is what somebody may want to know.
             "accept_teacher": True,

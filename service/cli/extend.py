@@ -1,13 +1,11 @@
 """``retort extend``: more epochs for a run that has succeeded, as a new job."""
 
-import sys
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from service.cli.base import parse_json, session
-from service.cli.jobs import watch_to_end
+from service.cli.jobs import show_or_watch
 
 
 def register(app: typer.Typer) -> None:
@@ -30,8 +28,4 @@ def extend(
     with options.client() as client:
         stated = None if schedule is None else parse_json(schedule, "--schedule")
         made = client.extend(id, epochs, schedule=stated)
-        if watch:
-            sys.stderr.write(f"{made['id']}\n")
-            watch_to_end(options, client, made["id"])
-        else:
-            options.show(made, lambda: Text(made["id"]))
+        show_or_watch(options, client, made, watch=watch)

@@ -71,11 +71,7 @@ def submit(
             options.show(preview, lambda: preview_page(preview))
             return
         posted = client.submit(job)
-        if watch:
-            sys.stderr.write(f"{posted['id']}\n")
-            watch_to_end(options, client, posted["id"])
-        else:
-            options.show(posted, lambda: Text(posted["id"]))
+        show_or_watch(options, client, posted, watch=watch)
 
 
 def jobs(
@@ -163,11 +159,7 @@ def retry(
     _check_id(id)
     with options.client() as client:
         made = client.retry(id)
-        if watch:
-            sys.stderr.write(f"{made['id']}\n")
-            watch_to_end(options, client, made["id"])
-        else:
-            options.show(made, lambda: Text(made["id"]))
+        show_or_watch(options, client, made, watch=watch)
 
 
 def pin(context: typer.Context, id: JobId) -> None:
@@ -241,6 +233,15 @@ def _request(context: typer.Context, id: str, call: Callable[[Client, str], Docu
     with options.client() as client:
         document = call(client, id)
     options.show(document, lambda: render.state(document["state"]))
+
+
+def show_or_watch(options: CliSession, client: Client, job: Document, *, watch: bool, text: str | None = None) -> None:
+    """Show a job that was posted, by its id or a text, or follow it to its end."""
+    if watch:
+        sys.stderr.write(f"{job['id']}\n")
+        watch_to_end(options, client, job["id"])
+    else:
+        options.show(job, lambda: Text(text or job["id"]))
 
 
 def watch_to_end(options: CliSession, client: Client, job_id: str) -> None:

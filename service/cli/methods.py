@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from service.cli import render
-from service.cli.base import parse_json, session
+from service.cli.base import json_or_name, session
 from service.cli.cache_sources import ServiceCaches
 from service.cli.resources import PANEL
 from service.client.transport import Document
@@ -37,7 +37,7 @@ def preview(
 ) -> None:
     """Show the temperatures that a method would give on a cache, without training anything."""
     options = session(context)
-    chosen = parse_json(method, "METHOD") if method.lstrip().startswith("{") else method
+    chosen = json_or_name(method, "METHOD")
     with options.client() as client:
         caches = ServiceCaches(client)
         document = client.preview_method(

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.text import Text
 
 from service.cli import render
-from service.cli.base import CommandFailed, parse_json, session
+from service.cli.base import CommandFailed, json_or_name, session
 from service.cli.caches import KeyArgument
 from service.cli.resources import PANEL
 from service.client.transport import Document
@@ -49,7 +49,7 @@ def parity(
     from workers.methods.catalog import parse_method
     from workers.tools.parity import check_parity
 
-    preset = parse_method(parse_json(method, "--method") if method.lstrip().startswith("{") else method)
+    preset = parse_method(json_or_name(method, "--method"))
     with _bar() as progress:
         report = check_parity(
             data_dir,

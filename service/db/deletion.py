@@ -178,7 +178,7 @@ def removable_copies(
     """
     spec = DATASET.validate_python(dataset.spec)
     users = [job_id for job_id, used in _datasets_of_live_jobs(session) if _is_same(used, spec)]
-    _refuse_in_use(f"dataset {dataset.id}", users)
+    refuse_in_use(f"dataset {dataset.id}", users)
     others = session.scalars(select(DatasetRecord.spec).where(DatasetRecord.id != dataset.id))
     if any(_is_same(DATASET.validate_python(other), spec) for other in others):
         return []
@@ -189,7 +189,7 @@ def removable_copies(
 def check_teacher(session: Session, teacher_id: str) -> TeacherRecord:
     """The teacher, which may be deleted. Raises NotFound; Conflict: a live job uses it."""
     teacher = existing(session, TeacherRecord, teacher_id)
-    _refuse_in_use(f"teacher {teacher_id}", live_users(session, teacher_id))
+    refuse_in_use(f"teacher {teacher_id}", live_users(session, teacher_id))
     return teacher
 
 
@@ -228,7 +228,7 @@ def check_deletable(session: Session, job: JobRecord, run_ids: Sequence[str]) ->
         )
     in_use = first_weights_in_use(session)
     for run_id in run_ids:
-        _refuse_in_use(f"run {run_id}, with whose weights students begin,", in_use.get(run_id, ()))
+        refuse_in_use(f"run {run_id}, with whose weights students begin,", in_use.get(run_id, ()))
 
 
 def _unlink_run(session: Session, run: RunRecord) -> None:
@@ -272,8 +272,8 @@ def _add_sums(session: Session, sums: dict[str, float]) -> None:
         row.value += value
 
 
-def _refuse_in_use(what: str, job_ids: Sequence[str]) -> None:
-    """Raises Conflict."""
+def refuse_in_use(what: str, job_ids: Sequence[str]) -> None:
+    """Refuse the deletion of what live jobs use. Raises Conflict."""
     if job_ids:
         raise Conflict(f"{what} is used by job {some_of(job_ids, _NAMED_MAX)}: cancel that, or wait for its end")
 

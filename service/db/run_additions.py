@@ -54,9 +54,8 @@ class RunAdditions(JobPosting):
             check()
             if job.state in TERMINAL:
                 self.check_queue(session, job.key_id)
-            there = len(Plan.model_validate(job.plan).runs())
             job.plan = plan.model_dump(mode="json")
-            runs = [run for run in new_runs(plan, job.id, ()) if run.index >= there]
+            runs = new_runs(plan, job.id, ())[-plan.added[-1].count :]
             session.add_all(runs)
             session.flush()
             if job.state in {State.PAUSING, State.PAUSED}:

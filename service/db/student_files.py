@@ -7,15 +7,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db.database import Database
+from service.db.deletion import refuse_in_use
 from service.db.first_weights import uploads_in_use
 from service.db.student_file_record import StudentFileRecord
-from service.db.tombstones import Tombstones, bury
+from service.db.tombstones import Tombstones, bury, has_student_file
 from service.db.transitions import existing
 from service.errors import Conflict
 from service.settings import Settings
-from workers.texts import some_of
-
-_NAMED_MAX = 3
 
 
 class StudentFiles:
@@ -60,8 +58,7 @@ class StudentFiles:
     def has(self, sha256: str) -> bool:
         """Whether a file with this digest is kept."""
         with self._database.read() as session:
-            found = session.scalar(select(StudentFileRecord.id).where(StudentFileRecord.sha256 == sha256))
-        return found is not None
+            return has_student_file(session, sha256)
 
     def delete(self, id: str) -> None:
         """Delete a file.
@@ -81,8 +78,5 @@ class StudentFiles:
 def check_student_file(session: Session, id: str) -> StudentFileRecord:
     """The file, which may be deleted. Raises NotFound; Conflict: a live job needs it."""
     file = existing(session, StudentFileRecord, id)
-    if users := uploads_in_use(session).get(id):
-        raise Conflict(
-            f"student file {id} is used by job {some_of(users, _NAMED_MAX)}: cancel that, or wait for its end"
-        )
+    refuse_in_use(f"student file {id}", uploads_in_use(session).get(id, ()))
     return file

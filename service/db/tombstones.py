@@ -7,7 +7,7 @@ are, see ``data_dir.unknown_files``.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -66,7 +66,8 @@ class Tombstones:
             return 0
         target = self._data_dir / path
         if kind in {"teachers", "student-files"}:
-            return self._remove_upload(path, target)
+            has_file = has_teacher if kind == "teachers" else has_student_file
+            return self._remove_upload(path, target, has_file)
         if kind == "datasets":
             freed = decoded.remove(self._settings.datasets_dir, name, tombstone.deleted_at)
             self._forget(path)
@@ -77,7 +78,7 @@ class Tombstones:
             self._forget(path)
         return freed
 
-    def _remove_upload(self, path: str, target: Path) -> int:
+    def _remove_upload(self, path: str, target: Path, has_file: Callable[[Session, str], bool]) -> int:
         """In a transaction: the same bytes may be uploaded at the same moment."""
         freed = size_of(target)
         with self._database.write() as session:
@@ -85,7 +86,7 @@ class Tombstones:
             if tombstone is None:
                 return 0
             session.delete(tombstone)
-            if _has_upload(session, path, target.stem):
+            if has_file(session, target.stem):
                 return 0
             target.unlink(missing_ok=True)
         return freed
@@ -101,9 +102,8 @@ def bury(session: Session, paths: Iterable[str]) -> None:
         session.merge(DeletedPathRecord(path=path, deleted_at=utc_now()))
 
 
-def _has_upload(session: Session, path: str, sha256: str) -> bool:
-    if path.startswith("teachers/"):
-        return has_teacher(session, sha256)
+def has_student_file(session: Session, sha256: str) -> bool:
+    """Whether an uploaded file of a student has this digest."""
     return session.scalar(select(StudentFileRecord.id).where(StudentFileRecord.sha256 == sha256)) is not None
 
 

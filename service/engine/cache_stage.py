@@ -69,7 +69,7 @@ class CacheStage:
         blocks = self._blocks_of(job, set(job.unchecked))
         runs = blocks[0] if job.checks_apart else [run for block in blocks for run in block]
         job.checking = frozenset(run.id for run in runs)
-        return job.spec.of_runs([run.index for run in runs])
+        return job.spec.of_runs({run.index for run in runs})
 
     def _blocks_of(self, job: ActiveJob, run_ids: Set[str]) -> list[list[RunRecord]]:
         """These runs by their block of the plan; what has begun, and so was checked by somebody, is in the first."""
@@ -134,15 +134,16 @@ class CacheStage:
         if not job.spec.added:
             self._endings.fail(job.id, job.attempt, error)
             return
-        refused = [run_id for run_id in job.unchecked if run_id in job.checking]
-        if not job.checks_apart and len(self._blocks_of(job, set(refused))) > 1:
+        refused = job.checking.intersection(job.unchecked)
+        if not job.checks_apart and len(self._blocks_of(job, refused)) > 1:
             # Whose fault it is nobody knows, and what was added shall not take along what could have been trained.
             log.warning("check of several blocks of runs failed: trying them one by one", job_id=job.id, error=error)
             job.checks_apart = True
             return
         log.warning("runs failed before they could begin", job_id=job.id, error=error)
-        for run_id in refused:
-            self._queries.move_run(run_id, self._queries.run(run_id).attempt, State.FAILED, error=error)
+        for run in self._queries.runs(job.id):
+            if run.id in refused:
+                self._queries.move_run(run.id, run.attempt, State.FAILED, error=error)
         job.state, job.states = self._queries.states(job.id)
 
     def _set_aside(self, job: ActiveJob, reason: Json) -> None:

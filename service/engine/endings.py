@@ -2,7 +2,9 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, partial
 
 import structlog
 
@@ -65,8 +67,9 @@ class Endings:
             # A job that has failed as a whole has left some.
             for work in job.runs.values():
                 work.task.close()
+        keeps = cache(partial(self._keeps_checkpoint, job_id))
         for run in self._queries.runs(job_id):
-            self.sweep(run)
+            self._sweep(run, keeps)
         if self._queries.states(job_id)[0] not in LIVE:
             # Their sum is stored.
             shutil.rmtree(self._context.forwards_in(job_id), ignore_errors=True)
@@ -84,22 +87,29 @@ class Endings:
 
         What a disk does not let go of now is removed with what the run leaves at its next end.
         """
+        self._sweep(run, partial(self._keeps_checkpoint, run.job_id))
+
+    def _sweep(self, run: RunRecord, keeps: Callable[[], bool]) -> None:
         # A client may delete the run just now.
         with passing_over_disk_errors(), suppress(FileNotFoundError):
-            self._remove_rests(run)
+            self._remove_rests(run, keeps)
 
-    def _remove_rests(self, run: RunRecord) -> None:
+    def _keeps_checkpoint(self, job_id: str) -> bool:
+        """Whether the job's runs keep their last checkpoints. Raises NotFound."""
+        return bool(self._queries.job(job_id).plan["training"].get("keep_checkpoint", False))
+
+    def _remove_rests(self, run: RunRecord, keeps_checkpoint: Callable[[], bool]) -> None:
         if run.state in WORKING:
             return
         folder, has_succeeded = self._context.run_folder(run), run.state is State.SUCCEEDED
         with suppress(NotFound):
             # Of what has ended; it may be deleted meanwhile.
-            keeps = has_succeeded and self._queries.job(run.job_id).plan["training"].get("keep_checkpoint", False)
-            kept = folder / f"a{run.attempt}" if has_succeeded else None
-            sweep_attempts(folder, kept, checkpoints=has_succeeded and not keeps)
+            keeps = has_succeeded and keeps_checkpoint()
+            kept = folder / f"a{run.attempt}"
+            sweep_attempts(folder, kept if has_succeeded else None, checkpoints=has_succeeded and not keeps)
             while has_succeeded and run.retry_of is not None:
                 run = self._queries.run(run.retry_of)
                 retried = self._context.run_folder(run)
-                if keeps and kept is not None:
+                if keeps:
                     take_checkpoint(folder, kept, retried)
                 sweep_attempts(retried, None, checkpoints=True)

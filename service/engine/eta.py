@@ -7,7 +7,7 @@ expected of a job. No estimate is worth the engine: what fails here is logged, a
 
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -62,7 +62,8 @@ class _JobFacts:
             pictures=pictures_of_plan(document),
         )
         self.batches = batch_numbers(plan)
-        self.run_count = len(self.batches)
+        # An evaluation, of whose plan there are no runs, is one.
+        self.run_count = max(1, len(self.batches))
         # Of imported logits nothing is inferred, of splits without any neither. A combination has its first one's.
         self.is_imported = all(member.get("caches") for member in members_of(teacher))
         self.workload: Workload | None = None
@@ -126,7 +127,10 @@ class EtaKeeper:
             runs = [run for run in runs if run.job_id != runs[-1].job_id]
         self._read_epochs(runs)
         self._read_measured(slots)
-        self._facts = {job.id: self._facts_of(job, runs) for job in jobs}
+        counts = Counter[str]()
+        for run in runs:
+            counts[run.job_id] = max(counts[run.job_id], run.index + 1)
+        self._facts = {job.id: self._facts_of(job, counts[job.id]) for job in jobs}
         now = utc_now()
         self._spent_s = 0.0
         shown = self._jobs_now(jobs, runs, slots, told)
@@ -170,11 +174,10 @@ class EtaKeeper:
         if told.get(job_id) != self._told[job_id]:
             log.error("expected ends cannot be computed", job_id=job_id or None, exc_info=error)
 
-    def _facts_of(self, job: LiveJob, runs: Sequence[LiveRun]) -> _JobFacts | None:
+    def _facts_of(self, job: LiveJob, run_count: int) -> _JobFacts | None:
         """Facts about a job, read again once runs were added to it."""
         known = self._facts.get(job.id)
-        count = max((run.index + 1 for run in runs if run.job_id == job.id), default=0)
-        is_known = job.id in self._facts and (known is None or known.plan.evaluate or count <= known.run_count)
+        is_known = job.id in self._facts and (known is None or run_count <= known.run_count)
         return known if is_known else self._read(job)
 
     def _read(self, job: LiveJob) -> _JobFacts | None:
