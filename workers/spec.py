@@ -28,6 +28,7 @@ Flag = Annotated[bool, Field(strict=True)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Positive = Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(strict=True, ge=0.0, allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # also the key of a cache
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
 # Pixels; a size is (height, width).
 Side = Annotated[int, Field(strict=True, ge=1, le=4096)]

@@ -16,7 +16,7 @@ from workers.config.combination import WeightedTeachers, with_first_teacher
 from workers.config.dataset import DatasetSpec
 from workers.config.job import JobSpec, Plan, StudentSpec
 from workers.config.recipes import NONE, RECIPES, RecipeSpec, pair_parameters
-from workers.config.run_block import RunBlock
+from workers.config.run_block import RunBlock, run_name
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
@@ -175,7 +175,7 @@ def with_added(plan: Plan, block: RunBlock) -> Plan:
                 told.append("training.student_lr")
         recipe = recipe.model_copy(update={"filled": tuple(sorted(set(told)))})
     there = {run.name for run in plan.runs()}
-    names = (f"{student.name} {method.label} seed {seed}" for student, method, seed in block.runs)
+    names = (run_name(*run) for run in block.runs)
     if again := [repr(name) for name in names if name in there]:
         raise RunsExist(
             f"{some_of(again, _NAMED_MAX)} {'is' if len(again) == 1 else 'are'} in the job's plan already: leave "

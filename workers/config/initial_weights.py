@@ -5,9 +5,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from workers.spec import RelativePath, Spec
-
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from workers.spec import RelativePath, Sha256, Spec
 
 
 class RunWeights(Spec):

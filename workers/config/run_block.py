@@ -21,6 +21,11 @@ Methods = Annotated[tuple[MethodChoice, ...], FailFast(), AtMost(RUNS_MAX)]
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AtMost(RUNS_MAX)]
 
 
+def run_name(student: StudentSpec, method: Preset, seed: int) -> str:
+    """Name of a run; those of a job are different."""
+    return f"{student.name} {method.label} seed {seed}"
+
+
 class RunSpec(Spec):
     """One student to train: which network, by which method, from which seed."""
 
@@ -31,7 +36,7 @@ class RunSpec(Spec):
 
     @property
     def name(self) -> str:
-        return f"{self.student.name} {self.method.label} seed {self.seed}"
+        return run_name(self.student, self.method, self.seed)
 
 
 class RunBlock(Spec):
@@ -86,6 +91,6 @@ def check_distinct(blocks: Sequence[RunBlock]) -> None:
             "student's name; post a job for each"
         )
     if len(blocks) > 1:
-        counted = Counter(f"{s.name} {m.label} seed {seed}" for block in blocks for s, m, seed in block.runs)
+        counted = Counter(run_name(*run) for block in blocks for run in block.runs)
         if again := next((name for name, count in counted.items() if count > 1), None):
             raise ValueError(f"the run {again!r} is there twice; every run of a job must be different")

@@ -4,8 +4,8 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from workers.config.initial_weights import InitialWeights, Sha256
-from workers.spec import Spec
+from workers.config.initial_weights import InitialWeights
+from workers.spec import Sha256, Spec
 from workers.students.catalog import check_student
 from workers.students.program import is_uploaded
 

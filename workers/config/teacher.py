@@ -11,16 +11,17 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from workers.config.published_preprocessing import translated
 from workers.events import Split
-from workers.spec import AtMost, Positive, Real, Side, Size, Spec
+from workers.spec import AtMost, Positive, Real, Sha256, Side, Size, Spec
 
 CHANNELS_MAX = 3
 CLASSES_MAX = 100_000
 INPUTS_MAX = 16
 
 OutputKind = Literal["logits", "log_probabilities", "probabilities", "sigmoid", "percent"]
+# Their level is lost to a softmax: rows sum to 1, or to 100.
+SOFTMAX_KINDS: tuple[OutputKind, ...] = ("log_probabilities", "probabilities", "percent")
 ClassName = Annotated[str, Field(max_length=1024)]  # a line of ImageNet's list, with all synonyms, has some hundred
 Column = Annotated[int, Field(strict=True, ge=0, lt=CLASSES_MAX)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # also the key of a cache
 # Of a scalar input of the graph.
 InputValue = Annotated[bool, Field(strict=True)] | Annotated[int, Field(strict=True)] | Real
 

@@ -60,10 +60,10 @@ class ManifestLabels:
         """Class of each picture of a split, or -1."""
         return array("q", (place if place == _NONE else self._class_of[place] for place in self._places[split]))
 
-    def counts(self, split: "Split") -> tuple[int, ...]:
-        """Pictures of each class of a split."""
+    def counts(self, labels: Sequence[int]) -> tuple[int, ...]:
+        """Pictures of each class among these labels of a split."""
         counts = [0] * self._classes
-        for label in self.of(split):
+        for label in labels:
             if label != _NONE:
                 counts[label] += 1
         return tuple(counts)
@@ -108,7 +108,8 @@ class ManifestLabels:
             classes = classes_of_names(trained_names(found), given, path)
             numbers = classes.number(texts, path)
         self._class_of = numbers.tolist()
-        pieces = {split: np.asarray(self.of(split), dtype=np.int64) for split in self._places}
+        # The place of a picture without a label is -1, and so its label.
+        pieces = {split: np.append(numbers, _NONE)[np.asarray(places)] for split, places in self._places.items()}
         check_pieces(lambda split: [pieces[split]], classes.names, dict.fromkeys(pieces, path), path)
         return classes.names, self._class_of, classes.notes
 

@@ -5,10 +5,11 @@ descriptor, and this process copies that over the upload. From there on it is an
 process loads this file.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +75,7 @@ def pack(
         WorkerError: the child could not start, for a reason that is not the file's.
     """
     files = [path.resolve(), *([data.resolve()] if data else [])]
-    descriptor = os.memfd_create("retort-upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, bytes_max)
-        # A child that could cut it short would have every access end this process.
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with fillable_memory(bytes_max) as descriptor:
         outcome = sandbox.call(
             "workers.onnx.packing_child:answer",
             {
@@ -98,6 +95,17 @@ def pack(
         size = _size(outcome.value, bytes_max)
         check_room(size)
         return copy_memory(descriptor, path, size)
+
+
+@contextlib.contextmanager
+def fillable_memory(size: int) -> Iterator[int]:
+    """Yield a descriptor of so many bytes of memory, for a child to fill; they are gone at the end."""
+    descriptor = os.memfd_create("retort-upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size)
+        # A child that could cut it short would have every access end this process.
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -11,7 +11,7 @@ from workers.onnx import sandbox
 # Of the child: Python with NumPy and a header; the file itself is mapped.
 _BASE_BYTES = 1 << 30
 _HEAD_BYTES = 8
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
 _PICKLE = b"\x80"
 NO_PICKLE = (
     "a pickle runs code when it is opened, and none is opened here: convert it where you trust it, by "
@@ -53,8 +53,8 @@ def inspect_weights(path: Path, timeout_s: float) -> StoredWeights:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
-    if head.startswith((_ZIP, _PICKLE)) and head[_HEAD_BYTES - 1 :] != b"\0":
-        what = "a zip archive, as torch.save writes them" if head.startswith(_ZIP) else "a pickle"
+    if head.startswith((ZIP, _PICKLE)) and head[_HEAD_BYTES - 1 :] != b"\0":
+        what = "a zip archive, as torch.save writes them" if head.startswith(ZIP) else "a pickle"
         raise InvalidStudentFile(f"the file is {what}, and no safetensors file: {NO_PICKLE}")
     path = path.resolve()
     outcome = sandbox.call(

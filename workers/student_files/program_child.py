@@ -9,7 +9,6 @@ import struct
 import zipfile
 from collections import Counter
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,10 @@ from workers.errors import InvalidStudentFile
 from workers.student_files.archive import Archive, ArchivedTensor
 from workers.student_files.conversion import converted
 from workers.students.program import CONSTANT, METADATA, Program
-from workers.students.safetensors_header import HEADER_BYTES_MAX
+from workers.students.safetensors_header import HEADER_BYTES_MAX, METADATA_KEY
 from workers.texts import shortened
 
 _ALIGNMENT = 8
-_METADATA_KEY = "__metadata__"
 
 
 def answer(path: str, descriptor: int, bytes_max: int) -> JsonValue:
@@ -106,14 +104,13 @@ def safe_form(program: Program, tensors: Mapping[str, ArchivedTensor]) -> bytes:
     Raises:
         InvalidStudentFile: its header would have more bytes than are read.
     """
-    header: dict[str, object] = {_METADATA_KEY: {METADATA: program.model_dump_json()}}
+    header: dict[str, object] = {METADATA_KEY: {METADATA: program.model_dump_json()}}
     at = 0
     pieces = []
     # Widest first, so that all begin where their dtype may.
     for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].values.itemsize, item[0])):
         raw = tensor.values.tobytes()
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.values.shape), "data_offsets": [at, at + len(raw)]}
-        assert len(raw) == prod(tensor.values.shape) * tensor.values.itemsize
         at += len(raw)
         pieces.append(raw)
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -6,8 +6,6 @@ second one builds the network of it, and trains and evaluates it for a step. Lig
 """
 
 import contextlib
-import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from workers.errors import InvalidStudentFile
 from workers.onnx import sandbox
-from workers.onnx.packing import PackedFile, copy_memory
-from workers.student_files.inspection import StoredWeights
+from workers.onnx.packing import PackedFile, copy_memory, fillable_memory
+from workers.student_files.inspection import ZIP, StoredWeights
 
 _BASE_BYTES = 2 << 30
 # The archive's bytes, its tensors, those made contiguous, and the file's content.
@@ -28,7 +26,6 @@ _TRIAL_DATA_BYTES = 4 << 30
 _TRIAL_COPIES = 6
 # torch seeds its generators from it.
 _RANDOM = Path("/dev/urandom")
-_ZIP = b"PK\x03\x04"
 
 
 class StoredProgram(BaseModel):
@@ -60,7 +57,7 @@ class _TrialAnswer(BaseModel):
 def may_be_program(path: Path) -> bool:
     """Whether a file begins as a zip archive, as those of torch.export do."""
     with path.open("rb") as file:
-        return file.read(len(_ZIP)) == _ZIP
+        return file.read(len(ZIP)) == ZIP
 
 
 def convert_program(
@@ -79,11 +76,7 @@ def convert_program(
         WorkerError: the child could not start, for a reason that is not the file's.
     """
     path = path.resolve()
-    descriptor = os.memfd_create("retort-upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(descriptor, bytes_max)
-        # A child that could cut it short would have every access end this process.
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with fillable_memory(bytes_max) as descriptor:
         outcome = sandbox.call(
             "workers.student_files.program_child:answer",
             {"path": str(path), "descriptor": descriptor, "bytes_max": bytes_max},
@@ -97,8 +90,6 @@ def convert_program(
         answer = _answer(outcome.value, bytes_max)
         check_room(answer.size)
         kept = copy_memory(descriptor, path, answer.size)
-    finally:
-        os.close(descriptor)
     return kept, answer.weights, StoredProgram(shape=answer.shape, classes=answer.classes)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from types import NoneType
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from workers.errors import InvalidJob
 from workers.students.program import (
     CONSTANT,
-    AnyNode,
     DropoutNode,
     Node,
     NormNode,
@@ -73,6 +72,11 @@ class ProgramNetwork(nn.Module):
         self._program = program
         self._calls: list[Callable[[dict[str, Any]], None]] = []
         self._dead = _last_uses(program)
+        self._outputs = [outputs_of(node) for node in program.nodes]
+        # Value, module and name in it: normalisations have their own. Looked up at each call, for they may be swapped.
+        read = {program.output}.union(*map(reads_of, program.nodes))
+        state = [*program.parameters.items(), *program.buffers.items()]
+        self._read_state = [(value, *name.rpartition(".")[::2]) for value, name in state if value in read]
         self._state_values = 0
         self._norms: dict[str, nn.BatchNorm2d] = {}
         norms = {node.module: node for node in program.nodes if isinstance(node, NormNode)}
@@ -97,18 +101,16 @@ class ProgramNetwork(nn.Module):
             InvalidJob: a size or an output is larger than any that a network needs.
         """
         values: dict[str, Any] = {self._program.input: x_BKHW}
-        for group in (self._program.parameters, self._program.buffers):
-            for value, name in group.items():
-                folder, _, last = name.rpartition(".")
-                values[value] = getattr(self.get_submodule(folder), last)
+        for value, folder, last in self._read_state:
+            values[value] = getattr(self.get_submodule(folder), last)
         for place, value in enumerate(self._program.constants):
             values[value] = getattr(self, f"_constant_{place}")
         values_max = x_BKHW.shape[0] * max(_FACTOR * prod(x_BKHW.shape[1:]), _VALUES) + self._state_values
-        for node, call, dead in zip(self._program.nodes, self._calls, self._dead, strict=True):
+        for call, outputs, dead in zip(self._calls, self._outputs, self._dead, strict=True):
             call(values)
             # Where it is traced for an export, sizes are no integers, and no memory is used.
             if type(values_max) is int:
-                _check_sizes(node, values, values_max)
+                _check_sizes(outputs, values, values_max)
             for name in dead:
                 values.pop(name, None)
         logits: Tensor = values[self._program.output]
@@ -222,9 +224,9 @@ def _compute(function: Callable[[Any, Any], Any], one: object, other: object) ->
     return result
 
 
-def _check_sizes(node: AnyNode, values: dict[str, Any], values_max: int) -> None:
-    """Raises InvalidJob if a tensor that a node has given has more values than ``values_max``."""
-    for name in outputs_of(node):
+def _check_sizes(outputs: Sequence[str], values: dict[str, Any], values_max: int) -> None:
+    """Raises InvalidJob if a tensor of these, which a node has given, has more values than ``values_max``."""
+    for name in outputs:
         value = values.get(name)
         if isinstance(value, Tensor) and value.numel() > values_max:
             raise InvalidJob(

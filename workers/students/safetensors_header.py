@@ -28,7 +28,7 @@ DTYPES: Mapping[str, int] = {
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_METADATA = "__metadata__"
+METADATA_KEY = "__metadata__"
 _Extent = Annotated[int, Field(strict=True, ge=0, lt=1 << 40)]
 
 
@@ -93,9 +93,10 @@ def read_header(path: Path) -> Header:
             raise InvalidStudentFile(f"the header has {length} bytes, at most {HEADER_BYTES_MAX} are read")
         text = file.read(length)
     entries, metadata = _entries(text)
-    tensors = {name: _tensor(name, entry, 8 + length, size) for name, entry in entries.items()}
+    found = {name: _tensor(name, entry, 8 + length, size) for name, entry in entries.items()}
+    tensors = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].end)))
     _check_places(tensors, 8 + length, size)
-    return Header(dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))), metadata)
+    return Header(tensors, metadata)
 
 
 def _entries(text: bytes) -> tuple[dict[str, object], dict[str, str]]:
@@ -117,7 +118,7 @@ def _entries(text: bytes) -> tuple[dict[str, object], dict[str, str]]:
         raise InvalidStudentFile("the header is no JSON object")
     metadata = None
     with suppress(ValidationError):
-        metadata = _METADATA_TYPE.validate_python(header.pop(_METADATA, {}))
+        metadata = _METADATA_TYPE.validate_python(header.pop(METADATA_KEY, {}))
     if metadata is None:
         raise InvalidStudentFile("the header's __metadata__ is no object of texts")
     if not 0 < len(header) <= TENSORS_MAX:
@@ -153,9 +154,9 @@ def _tensor(name: str, given: object, start: int, size: int) -> StoredTensor:
 
 
 def _check_places(tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
-    """Refuse tensors that share bytes, or bytes that no tensor has."""
+    """Refuse tensors, in the order of their bytes, that share some, or bytes that no tensor has."""
     at = start
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+    for name, tensor in tensors.items():
         if tensor.start != at:
             raise InvalidStudentFile(
                 f"tensor {shortened(name, _NAMED_CHARS)!r} begins at byte {tensor.start}, and the one before it ends "

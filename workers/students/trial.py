@@ -9,13 +9,7 @@ from workers.students.timm_catalog import PREFIX
 
 
 def try_student(
-    name: str,
-    classes: int,
-    in_channels: int,
-    size: tuple[int, int],
-    *,
-    batch: int,
-    drop_path: float | None,
+    name: str, classes: int, in_channels: int, size: tuple[int, int], *, batch: int, drop_path: float | None
 ) -> str:
     """Build a student and run it on ``batch`` blank pictures as in training; a sentence on it.
 
@@ -31,8 +25,8 @@ def try_student(
     for device in ("meta", "cpu") if name.startswith(PREFIX) else ("cpu",):
         try:
             with torch.device(device), torch.no_grad():
-                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path)
-                logits = network.train()(torch.zeros(shape))
+                network = build_student(name, classes, in_channels, min(size), drop_path=drop_path).train()
+                logits = network(torch.zeros(shape))
             break
         except Exception as error:
             # Whatever a network raises on pictures that do not suit it.

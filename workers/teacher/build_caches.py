@@ -136,14 +136,27 @@ def missing_blocks(
         else:
             judged_rows = yield from _first_block(task(plan.train_cache, plan.teacher), plan.guard, emit, should_stop)
     for build in plan.builds:
-        if build.teacher is None and not build.members:
-            _take_imported(build.spec, folders, emit)
-            continue
-        if build.teacher is None:
+        if build.members:
             yield from _combine(plan, build, task, folders, emit=emit, should_stop=should_stop)
             continue
         judged = judged_rows if build.spec == plan.train_cache else 0
-        yield from _complete(task(build.spec, build.teacher), emit, should_stop, judged_rows=judged)
+        yield from _complete_own(build, task, folders, emit=emit, should_stop=should_stop, judged_rows=judged)
+
+
+def _complete_own(
+    build: CacheBuild,
+    task: Callable[[CacheSpec, TeacherSpec], InferenceTask],
+    folders: Folders,
+    *,
+    emit: Emit,
+    should_stop: ShouldStop,
+    judged_rows: int = 0,
+) -> Generator[MissingBlocks, None, None]:
+    """Yield what a teacher's cache misses, or verify an imported one."""
+    if build.teacher is None:
+        _take_imported(build.spec, folders, emit)
+    else:
+        yield from _complete(task(build.spec, build.teacher), emit, should_stop, judged_rows=judged_rows)
 
 
 def _complete(
@@ -180,10 +193,7 @@ def _combine(
     spec, started = build.spec, time.monotonic()
     if not CacheWriter(folders.caches, spec).is_complete:
         for member in build.members:
-            if member.teacher is None:
-                _take_imported(member.spec, folders, emit)
-            else:
-                yield from _complete(task(member.spec, member.teacher), emit, should_stop)
+            yield from _complete_own(member, task, folders, emit=emit, should_stop=should_stop)
     with _in_turn(folders, spec, should_stop):
         writer = CacheWriter(folders.caches, spec)
         combine = functools.partial(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from store.counter_rng import Ints
 from store.spec import CacheSpec
-from workers.augmentation.draw import ViewParameters, draw
+from workers.augmentation.draw import ViewParameters, draw, pictures_of
 from workers.augmentation.draw_mixing import MixingParameters, draw_mixing
 from workers.config.cached_augmentation import read_held_out, read_recipe
 from workers.config.views import Augmentation, Views, is_mixed, output_size, recipe_of_view
@@ -53,6 +53,18 @@ class CachedViews:
     def views(self) -> Views:
         """Recipe, seed and number of views, as a job has them."""
         return Views(augmentation=self.recipe, seed=self.seed, count=self.count)
+
+    def take(
+        self, dataset: Dataset, view: int, rows: slice | NDArray[np.int64]
+    ) -> tuple[NDArray[np.uint8], Augmentation, ViewParameters]:
+        """Pictures of these rows of the split for a view, its recipe and what was drawn, as a teacher takes them.
+
+        Of a mixed view the pictures are those of ``draw.pictures_of``.
+        """
+        index_B = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+        drawn = self.draw(view, index_B, height=dataset.height, width=dataset.width)
+        wanted = rows if drawn.mixing is None else pictures_of(index_B, [drawn])
+        return dataset.take(wanted), self.recipe_of(view), drawn
 
     def recipe_of(self, view: int) -> Augmentation:
         """Recipe of one view."""

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 
 from store import CacheSpec, CacheWriter
 from store.documents import BlockRecord
-from workers.augmentation.draw import pictures_of
 from workers.config.cached_augmentation import read_recipe
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -273,10 +272,8 @@ def _loaded(
 
 def _load(teacher: Teacher, dataset: Dataset, views: CachedViews, batch: _Batch) -> NDArray[np.number]:
     """The teacher's input for a batch."""
-    index_B = np.arange(batch.start, batch.stop)
-    drawn = views.draw(batch.view, index_B, height=dataset.height, width=dataset.width)
-    rows = slice(batch.start, batch.stop) if drawn.mixing is None else pictures_of(index_B, [drawn])
-    return teacher.preprocess_views(dataset.take(rows), views.recipe_of(batch.view), drawn)
+    rows = slice(batch.start, batch.stop)
+    return teacher.preprocess_views(*views.take(dataset, batch.view, rows))
 
 
 def _infer(teacher: Teacher, input_: NDArray[np.number], batch_size: int, emit: Emit) -> NDArray[np.float32]:

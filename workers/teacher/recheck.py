@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
-from workers.augmentation.draw import pictures_of
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherReading
 from workers.data import prepared
@@ -92,9 +91,7 @@ def recheck_rows(data_dir: Path, key: str, rows: int, seed: int = 0) -> RecheckR
     worst = largest = half_step = 0.0
     for view in np.unique(chosen // spec.samples):
         index = np.sort(chosen[chosen // spec.samples == view] % spec.samples)
-        drawn = views.draw(int(view), index, height=dataset.height, width=dataset.width)
-        pictures = dataset.take(pictures_of(index, [drawn]))
-        fresh_BC = teacher.run(teacher.preprocess_views(pictures, views.recipe_of(int(view)), drawn))
+        fresh_BC = teacher.run(teacher.preprocess_views(*views.take(dataset, int(view), index)))
         largest = max(largest, float(np.abs(fresh_BC).max()))
         low_BC = high_BC = fresh_BC
         if spec.output_kind == "sigmoid":

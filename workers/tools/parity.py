@@ -32,7 +32,6 @@ from torch.optim import SGD
 
 from store import CacheReader, CacheSpec, Catalog
 from workers.augmentation.apply import to_input
-from workers.augmentation.draw import pictures_of
 from workers.config.cached_augmentation import read_recipe
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
@@ -137,9 +136,7 @@ def check_parity(
             z_BC = trained.forward(seen.images)
             # Of the dataset's pictures: the teacher may resample a box in another way than students do.
             view = plan.view(epoch - 1, place)
-            drawn = views.draw(view, index_B, height=dataset.height, width=dataset.width)
-            plain = dataset.take(pictures_of(index_B, [drawn]))
-            live_BC = torch.from_numpy(teacher.run(teacher.preprocess_views(plain, views.recipe_of(view), drawn)))
+            live_BC = torch.from_numpy(teacher.run(teacher.preprocess_views(*views.take(dataset, view, index_B))))
             statistics = row_statistics(live_BC.double())
             cached.append(View(z_BC, seen.teacher_logits, seen.teacher_statistics, mixed=seen.mixed))
             live.append(View(z_BC, live_BC, statistics, mixed=seen.mixed))

@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 from service.api.schemas.base import Document
 from service.api.schemas.teachers import EXAMPLE_TEACHER
 from workers.config.combination import TeacherWeight
-from workers.config.teacher import Sha256
 from workers.events import Split
-from workers.spec import Spec
+from workers.spec import Sha256, Spec
 
 
 class TeacherChoice(Spec):

@@ -20,9 +20,8 @@ from workers.config.combination import TEACHERS_MAX
 from workers.config.dataset import DatasetSpec
 from workers.config.draft import PlanDraft
 from workers.config.job import Plan
-from workers.config.teacher import Sha256
 from workers.events import Split
-from workers.spec import AtMost, Seed, Size
+from workers.spec import AtMost, Seed, Sha256, Size
 
 CLASSES_SHOWN = 1000
 EXAMPLE_JOB: dict[str, JsonValue] = {

@@ -90,7 +90,7 @@ class ManifestDataset(EncodedFiles):
             check_class_names(names, path)
         files = {split: found.files[split] for split in SPLITS if split in found.files}
         labels = {split: found.labels.of(split) for split in files}
-        counts = {split: found.labels.counts(split) for split in files}
+        counts = {split: found.labels.counts(of_split) for split, of_split in labels.items()}
         labelled = {split: sum(of_split) for split, of_split in counts.items()}
         return Source(
             spec=self,

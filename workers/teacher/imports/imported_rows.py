@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.config.teacher import OutputKind, TeacherReading
+from workers.config.teacher import SOFTMAX_KINDS, OutputKind, TeacherReading
 from workers.data.prepared import Dataset
 from workers.errors import InvalidLogits
 from workers.teacher.class_columns import ClassColumns, match_classes
@@ -31,7 +31,6 @@ _SOME_ROWS = 4096
 _SUM_TOLERANCE = 0.01
 # Of whole rows that are logits, the share that may sum to 1 by chance: of two classes in float16 nearly one in 100.
 _MIXED_SHARE = 0.02
-_TOP_K_KINDS: tuple[OutputKind, ...] = ("log_probabilities", "probabilities", "percent")
 
 Rows = NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
@@ -161,10 +160,10 @@ def _probabilities(values_BK: Rows, kind: OutputKind) -> NDArray[np.float64]:
 
 def _check_top_k(upload: UploadedLogits, kind: OutputKind, classes: int) -> None:
     """Refuse values that are no probabilities, and indices that are not different classes."""
-    if kind not in _TOP_K_KINDS:
+    if kind not in SOFTMAX_KINDS:
         raise InvalidLogits(
             f"output_kind is {kind!r}, and of the top {upload.columns} nobody knows what the other classes have: send "
-            f"{', '.join(_TOP_K_KINDS)}, or whole rows"
+            f"{', '.join(SOFTMAX_KINDS)}, or whole rows"
         )
     indices_VNK = upload.indices_VNK()
     assert indices_VNK is not None
@@ -205,7 +204,7 @@ def _check_probabilities(p_BK: NDArray[np.float64], kind: OutputKind, classes: i
         why = "and all classes are there, so that they have to sum to 1"
     raise InvalidLogits(
         f"row {first + row} (counted through all views) has probabilities that sum to {sum_B[row]:.4g}, by output_kind "
-        f"{kind!r}, {why}: state the kind that the values are of ({', '.join(_TOP_K_KINDS)}) and send them unrounded; "
+        f"{kind!r}, {why}: state the kind that the values are of ({', '.join(SOFTMAX_KINDS)}) and send them unrounded; "
         "of logits send the log-softmax over all classes, or whole rows"
     )
 

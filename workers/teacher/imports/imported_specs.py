@@ -14,7 +14,7 @@ from store import CacheNotFound, CacheSpec, Catalog
 from workers.config.cache import CacheOptions
 from workers.config.cached_augmentation import describe_augmentation
 from workers.config.job import Plan
-from workers.config.teacher import OutputKind
+from workers.config.teacher import SOFTMAX_KINDS, OutputKind
 from workers.config.views import Augmentation, NoAugmentation, ResizedCrop, Views
 from workers.data.decoded import KnownSplit
 from workers.data.holdout_spec import Holdout
@@ -23,8 +23,6 @@ from workers.events import Split
 
 IMPORTED = "imported"
 _PLAIN = Views(augmentation=NoAugmentation())
-# As ``preflight.output_kind`` has it: of these the level of the logits is lost to a softmax.
-_LEVEL_IS_LOST = ("log_probabilities", "probabilities", "percent")
 
 
 def imported_preprocessing(kind: OutputKind, top_k: int | None) -> dict[str, JsonValue]:
@@ -40,7 +38,7 @@ def is_imported(spec: CacheSpec) -> bool:
 def is_normalised(spec: CacheSpec) -> bool:
     """Whether the level of imported logits is lost to a softmax."""
     found = spec.preprocessing.get(IMPORTED)
-    return isinstance(found, dict) and found.get("output_kind") in _LEVEL_IS_LOST
+    return isinstance(found, dict) and found.get("output_kind") in SOFTMAX_KINDS
 
 
 def recipe_of_views(augmentation: Augmentation) -> Augmentation:
@@ -127,13 +125,13 @@ def _check_views(spec: CacheSpec, views: Views, held_out: Holdout | None, *, is_
     recipe = recipe_of_views(views.augmentation)
     wanted = (recipe.model_dump(mode="json"), views.seed, views.count)
     found = (dict(spec.augmentation), spec.augmentation_seed, spec.views)
-    # Of one plain picture the seed draws nothing.
     if wanted == found and held_out is not None and describe_augmentation(recipe, held_out) != found[0]:
         raise InvalidJob(
             f"cache {spec.key[:12]} has logits of views mixed with those of every sample, and the job holds "
             f"{held_out.holdout:g} of the {spec.split} split out, which may be mixed into none: leave `validation` "
             "out, or import logits of views that are not mixed"
         )
+    # Of one plain picture the seed draws nothing.
     if wanted == found or (wanted[0] == found[0] == {"recipe": "none"} and wanted[2] == found[2]):
         return
     of_cache = Views.model_validate(

@@ -20,6 +20,7 @@ from workers.spec import Spec
 
 # Of the child beside the mapped target and the file itself: pyarrow and a group of its rows.
 _BASE_BYTES = 3 << 30
+_NOT_OURS = "reading the file of logits gives no answer of ours: it is damaged or hostile"
 PYARROW = "pyarrow"
 
 
@@ -130,7 +131,7 @@ def read_upload(
             raise InvalidLogits(f"reading the file of logits {outcome.breach}")
         found = _parsed(outcome.value, target)
         if found.size_bytes > bytes_max:
-            raise InvalidLogits("reading the file of logits gives no answer of ours: it is damaged or hostile")
+            raise InvalidLogits(_NOT_OURS)
         file.truncate(found.size_bytes)
     return found
 
@@ -139,7 +140,7 @@ def _parsed(value: object, target: Path) -> UploadedLogits:
     try:
         found = _ReadingAnswer.model_validate(value)
     except ValidationError:
-        found = _ReadingAnswer(error="reading the file of logits gives no answer of ours: it is damaged or hostile")
+        found = _ReadingAnswer(error=_NOT_OURS)
     if found.missing:
         raise ModuleNotFoundError("Parquet files need pyarrow", name=PYARROW)
     if found.error:
@@ -149,4 +150,4 @@ def _parsed(value: object, target: Path) -> UploadedLogits:
         return UploadedLogits(path=target, **rows)
     except ValidationError:
         pass
-    raise InvalidLogits("reading the file of logits gives no answer of ours: it is damaged or hostile")
+    raise InvalidLogits(_NOT_OURS)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from store.spec import StoredKind
-from workers.config.teacher import OutputKind
+from workers.config.teacher import SOFTMAX_KINDS, OutputKind
 from workers.errors import ContractViolation
 from workers.teacher.preflight.session import Outputs
 from workers.teacher.wording import TEACHER, Wording
@@ -36,7 +36,6 @@ STORED: dict[OutputKind, StoredKind] = {
     "sigmoid": "sigmoid",
     "percent": "percent",
 }
-_LEVEL_IS_LOST = ("log_probabilities", "probabilities", "percent")
 _STATE_IT = '("sigmoid", "probabilities" or "percent"), and they are turned into logits.'
 
 
@@ -76,7 +75,7 @@ class FoundKind(NamedTuple):
     @property
     def is_normalised(self) -> bool:
         """Whether the logits' level is lost to a softmax."""
-        return self.kind in _LEVEL_IS_LOST
+        return self.kind in SOFTMAX_KINDS
 
 
 def find_kind(
