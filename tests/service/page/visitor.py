@@ -72,8 +72,11 @@ class Visitor:
         self.page.get_by_label(label).set_input_files(path)
 
     def write(self, label: str, text: str) -> None:
-        """Write into a field: the keyboard reaches it, so that no click is counted."""
-        self.page.get_by_label(label).first.fill(text)
+        """Write into a field: the keyboard reaches it, so that no click is counted.
+
+        A view that is about to be left may have a chart of this name: only a field is waited for.
+        """
+        self.page.get_by_label(label).and_(self.page.locator("input, textarea")).first.fill(text)
 
     def faults(self) -> list[str]:
         """What went wrong since the view was opened: errors, requests to other hosts, what is wider than the screen."""
