@@ -30,6 +30,11 @@ DTYPES = {
     7: ("<f4", "F32"),
     12: ("?", "BOOL"),
 }
+# All that an archive may name, for messages and for dtypes that are computed in.
+DTYPE_NAMES = {
+    **{1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64"},
+    **{9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16"},
+}
 FLOAT32 = 7
 STATE_NAME = re.compile(r"[A-Za-z_][\w-]{0,127}(\.[\w-]{1,128}){0,31}", re.ASCII)
 _JSON_BYTES_MAX = 64 << 20
@@ -137,7 +142,11 @@ class Archive:
                 "tensor subclasses"
             )
         if meta.dtype not in DTYPES:
-            raise InvalidStudentFile(f"tensor {shown!r} has torch's dtype {meta.dtype}: export the program in float32")
+            named = DTYPE_NAMES.get(meta.dtype, f"of torch's dtype {meta.dtype}")
+            raise InvalidStudentFile(
+                f"tensor {shown!r} is {named}: a student is trained in float32, and a job's `precision` computes in "
+                "others. Call model.float() first, and export it again"
+            )
         if payload.path_name not in files:
             files[payload.path_name] = self._read(f"{folder}/{payload.path_name}", self._left)
             self._left -= len(files[payload.path_name])

@@ -1,15 +1,16 @@
 """Conversion of torch.export's JSON to a ``Program``: operators of a list, plain arguments, and no other node."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
 from pydantic import JsonValue, ValidationError
 
 from workers.errors import InvalidStudentFile
 from workers.student_files.archive import FLOAT32, STATE_NAME
 from workers.student_files.conversion_memory import check_memory, without_unread
-from workers.student_files.conversion_nodes import NodeReader, reference
+from workers.student_files.conversion_nodes import NodeReader, check_operators
+from workers.student_files.conversion_values import Json, reference
 from workers.students.program import NODES_MAX, Program
 from workers.texts import shortened
 
@@ -18,7 +19,6 @@ EXPORT_HINT = (
     "torch.export.export(model.train(), (torch.zeros(2, 3, 32, 32),), "
     'dynamic_shapes=({0: torch.export.Dim("batch")},)), without run_decompositions'
 )
-Json = Mapping[str, Any]
 
 
 def converted(document: Json) -> Program:
@@ -52,15 +52,17 @@ def _converted(document: Json) -> Program:
     output = _only_output(signature["output_specs"])
     shapes = graph["tensor_values"]
     shape = _picture_shape(shapes[inputs.pictures])
+    check_operators(graph["nodes"])
     reader = NodeReader(inputs.pictures, inputs.parameters, inputs.buffers, inputs.constants, shapes=shapes)
-    given = set(reader.known)
+    given = set(reader.values.known)
     read = [made for node in graph["nodes"] if (made := reader.read(node)) is not None]
     logits = shapes[output]["sizes"]
     classes = logits[1].get("as_int") if len(logits) == 2 else None
-    if not isinstance(classes, int) or classes < 2 or output not in reader.known:
+    reader.values.check_known(output)
+    if not isinstance(classes, int) or classes < 2:
         raise InvalidStudentFile("the program's output is no [B, C] of logits, with C from 2 on")
     check_memory(read, output, given, reader.dropouts_in_place)
-    nodes = without_unread(read, output)
+    nodes = without_unread(read, output, reader.masks.folded)
     program = None
     with suppress(ValidationError):
         program = Program(
@@ -72,6 +74,7 @@ def _converted(document: Json) -> Program:
             constants=inputs.constants,
             nodes=nodes,
             output=output,
+            is_evaluation=reader.is_evaluation,
         )
     if program is None:
         raise InvalidStudentFile("the program cannot be taken: export it anew")

@@ -5,16 +5,27 @@ memory of others. So a program that writes to memory which it reads under anothe
 network, quietly.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 
 from workers.errors import InvalidStudentFile
-from workers.students.program import AnyNode, DropoutNode, Node, outputs_of, reads_of
-from workers.students.program_operators import ARITHMETIC, IN_PLACE, SIZE, VIEWS
+from workers.students.program import AnyNode, DropoutNode, Node, StochasticDepthNode, outputs_of, reads_of
+from workers.students.program_operators import (
+    ARITHMETIC,
+    CREATORS,
+    DETACH_IN_PLACE,
+    IN_PLACE,
+    SIZE,
+    SURE_VIEWS,
+    VIEWS,
+)
 from workers.texts import shortened
 
 
-def without_unread(nodes: Sequence[AnyNode], output: str) -> tuple[AnyNode, ...]:
-    """The nodes without sizes that nothing reads, which the export leaves behind with its checks.
+def without_unread(nodes: Sequence[AnyNode], output: str, folded: Set[str] = frozenset()) -> tuple[AnyNode, ...]:
+    """The nodes without sizes and new tensors that nothing reads, which the export leaves behind with its checks.
+
+    Args:
+        folded: values that have become a part of another node, too, and may be read by none.
 
     Raises:
         InvalidStudentFile: nothing reads what another node gives, which is a mistake or made to waste memory.
@@ -23,7 +34,7 @@ def without_unread(nodes: Sequence[AnyNode], output: str) -> tuple[AnyNode, ...]
     for node in reversed(nodes):
         if read.isdisjoint(outputs_of(node)):
             op = node.op if isinstance(node, Node) else node.kind
-            if op in ARITHMETIC or op == SIZE:
+            if op in ARITHMETIC or op == SIZE or op in CREATORS or not folded.isdisjoint(outputs_of(node)):
                 continue
             # One that writes in place is of use without its output.
             if op not in IN_PLACE:
@@ -41,6 +52,8 @@ def check_memory(
 ) -> None:
     """Refuse a node that writes to the pictures or the state, or to memory that is read later under another name.
 
+    Where both names are views of what was made, for certain, the write is seen as it was exported.
+
     Args:
         given: values before the first node.
         dropouts_in_place: outputs of dropout that was exported as in place.
@@ -56,33 +69,45 @@ def check_memory(
     places = {name: name for name in given}
     # Values that are one tensor: an operator in place gives the tensor that it writes to.
     tensors = {name: name for name in given}
+    # Values that are where they were made for certain: a write to one is seen in all of them, as it was exported.
+    certain = set(given)
     for at, node in enumerate(nodes):
         outputs, source = outputs_of(node), _source(node)
         is_dropped = not isinstance(node, Node) and node.output in dropouts_in_place
         in_place = isinstance(node, Node) and node.op in IN_PLACE
         if source is not None and (in_place or is_dropped):
-            op = node.op if isinstance(node, Node) else "torch.ops.aten.dropout_.default"
+            op = _operator(node)
             if places[source] in given:
                 raise InvalidStudentFile(
                     f"the program writes to {shortened(source, 80)!r} by {op!r}: a student changes neither the "
                     "pictures nor its weights, buffers or constants while it computes"
                 )
+            is_certain = not is_dropped and op != DETACH_IN_PLACE and source in certain
             for name, place in places.items():
-                is_other = is_dropped or tensors[name] != tensors[source]
+                is_other = is_dropped or not (tensors[name] == tensors[source] or (is_certain and name in certain))
                 if is_other and last_read.get(name, -1) > at and place == places[source]:
                     raise InvalidStudentFile(
                         f"the program writes to {shortened(source, 80)!r} by {op!r}, and reads that memory as "
                         f"{shortened(name, 80)!r} afterwards: read the result of the operator, or take the one that "
                         "is not in place"
                     )
+        is_view = isinstance(node, Node) and node.op in SURE_VIEWS | IN_PLACE and source in certain
         for name in outputs:
+            certain.update([name] if source is None or is_dropped or is_view else [])
             tensors[name] = tensors[source] if in_place and source is not None else name
             places[name] = name if source is None or is_dropped else places[source]
 
 
+def _operator(node: AnyNode) -> str:
+    """Operator that a node which writes in place was exported as."""
+    if isinstance(node, Node):
+        return node.op
+    return f"torch.ops.aten.{node.form}_.default" if isinstance(node, DropoutNode) else "torch.ops.aten.mul_.Tensor"
+
+
 def _source(node: AnyNode) -> str | None:
     """Value whose memory the outputs of a node may have; None if they have memory of their own."""
-    if isinstance(node, DropoutNode):
+    if isinstance(node, DropoutNode | StochasticDepthNode):
         return node.input  # in evaluation, its output is its input
     if not isinstance(node, Node) or node.op not in VIEWS | IN_PLACE or not node.args:
         return None

@@ -21,6 +21,9 @@ METADATA = "retort_program"
 CONSTANT = "@constant."
 NODES_MAX = 20_000
 Extent = Annotated[int, Field(strict=True, ge=1)]
+DropoutForm = Literal["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
+Draw = Literal["bernoulli_", "bernoulli", "floor", "below"]
+Scaled = Literal["mask", "input", "product"]
 
 
 def is_uploaded(name: str) -> bool:
@@ -33,7 +36,8 @@ class Node(Spec):
 
     Attributes:
         op: a name of ``OPERATORS``.
-        args, kwargs: JSON, in which {"ref": NAME} is the value of that name.
+        args, kwargs: JSON, in which {"ref": NAME} is the value of that name, {"dtype": NAME} one of ``DTYPES``, and
+            {"device": "pictures"} that of the pictures.
         outputs: names of its values; a list of names where the operator returns a list.
     """
 
@@ -45,7 +49,11 @@ class Node(Spec):
 
 
 class NormNode(Spec):
-    """Batch normalisation of a [B, K, H, W] value by the module ``module``, which holds its weights and statistics."""
+    """Batch normalisation of a [B, K, ...] value by the module ``module``, which holds its weights and statistics.
+
+    Attributes:
+        dims: 2 of pictures [B, K, H, W]; 1 of [B, K] or [B, K, L].
+    """
 
     kind: Literal["batch_norm"] = "batch_norm"
     module: str
@@ -54,32 +62,61 @@ class NormNode(Spec):
     momentum: Real
     eps: Real
     affine: Flag
+    dims: Literal[1, 2] = Field(2, exclude_if=lambda given: given == 2)
 
 
 class DropoutNode(Spec):
-    """Dropout."""
+    """Dropout.
+
+    Attributes:
+        form: torch's function: ``feature_dropout`` drops whole channels, the two others keep mean and variance.
+    """
 
     kind: Literal["dropout"] = "dropout"
     input: str
     output: str
     p: Annotated[float, Field(strict=True, ge=0, lt=1)]
+    form: DropoutForm = Field("dropout", exclude_if=lambda given: given == "dropout")
 
 
-AnyNode = Annotated[Node | NormNode | DropoutNode, Field(discriminator="kind")]
+class StochasticDepthNode(Spec):
+    """Product with a mask that is drawn in training, of mean 1; in evaluation its output is its input.
+
+    Attributes:
+        keep: probability of a 1 in the mask.
+        shape: of the mask; numbers, and {"ref": NAME} of sizes; None is the input's.
+        draw: ``bernoulli_`` with a number, ``bernoulli`` of a tensor, ``floor`` of ``keep`` and a uniform number, or
+            whether that is ``below`` it.
+        scale: what is divided by ``keep``: the mask, the input, or the product.
+    """
+
+    kind: Literal["stochastic_depth"] = "stochastic_depth"
+    input: str
+    output: str
+    keep: Annotated[float, Field(strict=True, gt=0, le=1)]
+    shape: tuple[JsonValue, ...] | None
+    draw: Draw
+    scale: Scaled
+
+
+AnyNode = Annotated[Node | NormNode | DropoutNode | StochasticDepthNode, Field(discriminator="kind")]
 
 
 def _read_names(values: Iterable[JsonValue]) -> Iterator[str]:
     """Names of the values that arguments refer to."""
     for value in values:
         if isinstance(value, dict):
-            yield str(value["ref"])
+            if "ref" in value:
+                yield str(value["ref"])
         elif isinstance(value, list):
             yield from _read_names(value)
 
 
 def reads_of(node: AnyNode) -> set[str]:
     """Names of the values that a node reads."""
-    return set(_read_names([*node.args, *node.kwargs.values()])) if isinstance(node, Node) else {node.input}
+    if isinstance(node, Node):
+        return set(_read_names([*node.args, *node.kwargs.values()]))
+    return {node.input, *_read_names((isinstance(node, StochasticDepthNode) and node.shape) or ())}
 
 
 def outputs_of(node: AnyNode) -> tuple[str, ...]:
@@ -100,6 +137,7 @@ class Program(Spec):
         buffers: others of the state.
         constants: values that never change, and the names of their tensors.
         output: name of the logits' value.
+        is_evaluation: it was exported after ``model.eval()``, with what that leaves out.
     """
 
     format: Literal["program-1"] = "program-1"
@@ -111,6 +149,7 @@ class Program(Spec):
     constants: dict[str, str]
     nodes: Annotated[tuple[AnyNode, ...], Field(min_length=1, max_length=NODES_MAX)]
     output: str
+    is_evaluation: Flag = Field(False, exclude_if=lambda given: not given)
 
     def check_input(self, name: str, classes: int, in_channels: int, image_side: int) -> None:
         """Refuse pictures or classes that the program was not exported for.

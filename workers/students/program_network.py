@@ -1,4 +1,4 @@
-"""Network of an uploaded program: interprets its graph, with modules for batch normalisation and dropout."""
+"""Network of an uploaded program: interprets its graph, with modules for batch normalisation and what is random."""
 
 import functools
 import operator
@@ -16,18 +16,22 @@ from torch import Tensor, nn
 from workers.errors import InvalidJob
 from workers.students.program import (
     CONSTANT,
-    DropoutNode,
+    AnyNode,
     Node,
     NormNode,
     Program,
+    StochasticDepthNode,
     outputs_of,
     read_program,
     reads_of,
 )
-from workers.students.program_operators import ARITHMETIC, OPERATORS, SIZE
+from workers.students.program_modules import FormOfDropout, StochasticDepth, attend
+from workers.students.program_operators import ARITHMETIC, ATTENTION, DTYPES, OPERATORS, SIZE
 from workers.texts import shortened
 
 _VIEW = "torch.ops.aten.view.default"
+# No identifier, so no value of a program.
+_DEVICE = "@device"
 # Sizes beyond it are no sizes; without a bound, products of products would keep the process busy for hours.
 _SIZE_MAX = 1 << 31
 # Values of one output for each picture: so many times the picture's, or so many if that is more; and the state's.
@@ -78,7 +82,7 @@ class ProgramNetwork(nn.Module):
         state = [*program.parameters.items(), *program.buffers.items()]
         self._read_state = [(value, *name.rpartition(".")[::2]) for value, name in state if value in read]
         self._state_values = 0
-        self._norms: dict[str, nn.BatchNorm2d] = {}
+        self._norms: dict[str, nn.BatchNorm1d | nn.BatchNorm2d] = {}
         norms = {node.module: node for node in program.nodes if isinstance(node, NormNode)}
         for name, norm_node in norms.items():
             self._norms[name] = self._add_norm(name, norm_node, tensor_of)
@@ -105,6 +109,7 @@ class ProgramNetwork(nn.Module):
             values[value] = getattr(self.get_submodule(folder), last)
         for place, value in enumerate(self._program.constants):
             values[value] = getattr(self, f"_constant_{place}")
+        values[_DEVICE] = x_BKHW.device
         values_max = x_BKHW.shape[0] * max(_FACTOR * prod(x_BKHW.shape[1:]), _VALUES) + self._state_values
         for call, outputs, dead in zip(self._calls, self._outputs, self._dead, strict=True):
             call(values)
@@ -133,10 +138,13 @@ class ProgramNetwork(nn.Module):
         else:
             holder.register_buffer(last, value)
 
-    def _add_norm(self, name: str, node: NormNode, tensor_of: Callable[[str], Tensor]) -> nn.BatchNorm2d:
+    def _add_norm(
+        self, name: str, node: NormNode, tensor_of: Callable[[str], Tensor]
+    ) -> nn.BatchNorm1d | nn.BatchNorm2d:
         holder, last = self._folder(name)
         features = tensor_of(f"{name}.running_mean").numel()
-        norm = nn.BatchNorm2d(features, eps=node.eps, momentum=node.momentum, affine=node.affine)
+        kind = nn.BatchNorm2d if node.dims == 2 else nn.BatchNorm1d
+        norm = kind(features, eps=node.eps, momentum=node.momentum, affine=node.affine)
         with torch.no_grad():
             for part, value in norm.state_dict().items():
                 stored = tensor_of(f"{name}.{part}")
@@ -146,18 +154,30 @@ class ProgramNetwork(nn.Module):
         holder.add_module(last, norm)
         return norm
 
-    def _call_of(self, place: int, node: Node | NormNode | DropoutNode) -> Callable[[dict[str, Any]], None]:
+    def _call_of(self, place: int, node: AnyNode) -> Callable[[dict[str, Any]], None]:
         if isinstance(node, Node):
-            return _operator_call(node)
+            return _operator_call(node, functools.partial(attend, self) if node.op == ATTENTION else None)
+        if isinstance(node, StochasticDepthNode):
+            return self._depth_call(place, node)
         module: nn.Module
         if isinstance(node, NormNode):
             module = self._norms[node.module]
         else:
-            module = nn.Dropout(node.p)
+            module = nn.Dropout(node.p) if node.form == "dropout" else FormOfDropout(node)
             self.add_module(f"_dropout_{place}", module)
 
         def call(values: dict[str, Any]) -> None:
             values[node.output] = module(values[node.input])
+
+        return call
+
+    def _depth_call(self, place: int, node: StochasticDepthNode) -> Callable[[dict[str, Any]], None]:
+        module = StochasticDepth(node)
+        self.add_module(f"_depth_{place}", module)
+        shape = None if node.shape is None else list(node.shape)
+
+        def call(values: dict[str, Any]) -> None:
+            values[node.output] = module(values[node.input], _resolved(shape, values))
 
         return call
 
@@ -172,11 +192,15 @@ def _last_uses(program: Program) -> list[tuple[str, ...]]:
     return dead[::-1]
 
 
-def _operator_call(node: Node) -> Callable[[dict[str, Any]], None]:
-    """Function that computes the outputs of a node from the values before it. Raises ValueError."""
+def _operator_call(node: Node, given: Callable[..., Any] | None) -> Callable[[dict[str, Any]], None]:
+    """Function that computes the outputs of a node from the values before it, by ``given`` or its own function.
+
+    Raises:
+        ValueError: the operator is not allowed.
+    """
     if node.op not in OPERATORS:
         raise ValueError(f"operator {node.op!r} is not allowed")
-    function: Callable[..., Any] = _function(node.op)
+    function: Callable[..., Any] = given or _function(node.op)
 
     def call(values: dict[str, Any]) -> None:
         args = [_resolved(value, values) for value in node.args]
@@ -237,6 +261,8 @@ def _check_sizes(outputs: Sequence[str], values: dict[str, Any], values_max: int
 
 def _resolved(value: JsonValue, values: dict[str, Any]) -> object:
     """Argument with the values that it refers to."""
-    if isinstance(value, dict):
-        return values[str(value["ref"])]
-    return [_resolved(each, values) for each in value] if isinstance(value, list) else value
+    if not isinstance(value, dict):
+        return [_resolved(each, values) for each in value] if isinstance(value, list) else value
+    if "dtype" in value:
+        return getattr(torch, next(name for name in DTYPES if name == value["dtype"]))
+    return values[_DEVICE] if "device" in value else values[str(value["ref"])]
