@@ -12,11 +12,12 @@ from workers.config.initial_weights import FileWeights, RunWeights, UploadedWeig
 from workers.config.job import Plan, StudentSpec
 from workers.config.task import Folders
 from workers.config.weights_file import check_digest, describe_weights, find_weights
-from workers.errors import InvalidJob
+from workers.errors import InvalidJob, InvalidStudentFile
 from workers.run_files import WEIGHTS
-from workers.student_files.fit import can_check, check_fit
+from workers.student_files.fit import can_check, check_fit, check_program_fit
 from workers.students.catalog import OWN, PREFIX, plain_name
-from workers.students.program import is_uploaded, read_program
+from workers.students.program import EVALUATION_NOTE, is_uploaded, read_program
+from workers.students.weight_fit import Fit
 
 # Pixels a side, where only decoding tells how large the pictures are.
 _ANY_SIDE = 224
@@ -26,8 +27,8 @@ _RGB = 3
 def with_known_weights(plan: Plan, context: Context) -> Plan:
     """The plan whose students name the SHA-256 of the weights that they begin with.
 
-    Whether the tensors are the student's is checked when the job starts, before the teacher is run; of uploaded files
-    by ``check_uploaded_weights`` as well.
+    Whether the tensors are the student's is checked when the job starts, before the teacher is run; of files by
+    ``check_weights`` as well.
 
     Raises:
         InvalidRequest: there is no such run or upload, or the run was of another student or has not succeeded.
@@ -50,10 +51,14 @@ def known_students(
     Args:
         place: where the request has them.
     """
-    folders = Folders(data_dir=context.settings.data_dir, data_root=context.settings.data_root)
+    folders = _folders(context)
     return tuple(
         _with_weights(student, f"{place}/{number}/init", context, folders) for number, student in enumerate(students)
     )
+
+
+def _folders(context: Context) -> Folders:
+    return Folders(data_dir=context.settings.data_dir, data_root=context.settings.data_root)
 
 
 def _with_weights(student: StudentSpec, pointer: str, context: Context, folders: Folders) -> StudentSpec:
@@ -104,8 +109,8 @@ def _of_upload(init: UploadedWeights, pointer: str, context: Context) -> Uploade
     return init.model_copy(update={"sha256": file.sha256})
 
 
-def check_uploaded_weights(job: CheckedJob, context: Context) -> list[str]:
-    """Compare uploaded weights with their students, by name and shape; a sentence on each.
+def check_weights(job: CheckedJob, context: Context) -> list[str]:
+    """Compare weights of files with their students, by name, shape and dtype; a sentence on each, and on programs.
 
     Nothing is compared where the number of classes is not known yet, or this machine has no torch: the job does it when
     it starts.
@@ -116,26 +121,45 @@ def check_uploaded_weights(job: CheckedJob, context: Context) -> list[str]:
     classes, size = job.source.classes, student_size(job.plan)
     notes = []
     for student in job.plan.all_students:
-        if classes and student.program is not None and size is not None:
-            program = read_program(context.settings.student_file_path(student.program))
+        if student.program is None:
+            continue
+        program = read_program(context.settings.student_file_path(student.program))
+        if classes and size is not None:
             program.check_input(student.name, classes, program.shape[0] or _RGB, min(size))
-    for student in job.plan.all_students if classes and can_check() else ():
-        init = student.init
-        if is_uploaded(student.name):
-            continue
-        if not isinstance(init, UploadedWeights) or init.sha256 is None:
-            continue
-        path = context.settings.student_file_path(init.sha256)
-        side = _ANY_SIDE if size is None else min(size)
-        try:
-            fit = check_fit(path, student.name, classes, side, timeout_s=context.settings.inspect_timeout_s)
-        except InvalidJob as error:
-            if size is None and (student.name not in OWN or student.name.startswith(PREFIX)):
-                # Their shapes may be those of another size.
-                continue
-            raise InvalidJob(f"student {student.name!r} cannot begin with the upload {init.upload}: {error}") from error
-        notes.append(f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}")
+        if program.is_evaluation:
+            notes.append(f"student {student.name!r} {EVALUATION_NOTE}")
+    for student in job.plan.all_students:
+        fit = _checked_fit(student, classes, size, context)
+        if fit is not None and not isinstance(student.init, str):
+            notes.append(f"student {student.name!r} begins with the {describe_weights(student.init, fit.summary)}")
     return notes
+
+
+def _checked_fit(
+    student: StudentSpec, classes: int | None, size: tuple[int, int] | None, context: Context
+) -> Fit | None:
+    """How a file of weights fits a student; None where there is none, or where it cannot be known yet.
+
+    Raises:
+        InvalidJob: it does not.
+    """
+    init, settings = student.init, context.settings
+    if not isinstance(init, UploadedWeights | FileWeights):
+        return None
+    path = find_weights(init, student.name, _folders(context))
+    try:
+        if student.program is not None:
+            return check_program_fit(path, settings.student_file_path(student.program))
+        if not classes or not can_check():
+            return None
+        side = _ANY_SIDE if size is None else min(size)
+        return check_fit(path, student.name, classes, side, timeout_s=settings.inspect_timeout_s)
+    except (InvalidJob, InvalidStudentFile) as error:
+        if size is None and student.program is None and (student.name not in OWN or student.name.startswith(PREFIX)):
+            # Their shapes may be those of another size.
+            return None
+        what = f"upload {init.upload}" if isinstance(init, UploadedWeights) else f"weights {init.weights!r}"
+        raise InvalidJob(f"student {student.name!r} cannot begin with the {what}: {error}") from error
 
 
 def _of_run(init: RunWeights, student: StudentSpec, pointer: str, context: Context) -> RunWeights:

@@ -11,14 +11,15 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 from workers.errors import InvalidJob, WorkerError
 from workers.onnx import sandbox
 from workers.onnx.confinement import Bounds
+from workers.students.program import CONSTANT
 from workers.students.safetensors_header import read_header
-from workers.students.weight_fit import Fit, fit_shapes
+from workers.students.weight_fit import Fit, fit_shapes, with_dtypes
 
 # What pictures have nearly always; which of these only decoding tells.
 _CHANNELS = (3, 1)
-_Pair: TypeAlias = tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
-_SHAPES: TypeAdapter[tuple[_Pair | str, ...]] = TypeAdapter(
-    Annotated[tuple[_Pair | str, ...], Field(min_length=len(_CHANNELS), max_length=len(_CHANNELS))]
+_State: TypeAlias = tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]], dict[str, str]]
+_SHAPES: TypeAdapter[tuple[_State | str, ...]] = TypeAdapter(
+    Annotated[tuple[_State | str, ...], Field(min_length=len(_CHANNELS), max_length=len(_CHANNELS))]
 )
 
 
@@ -28,7 +29,7 @@ def can_check() -> bool:
 
 
 def check_fit(path: Path, student: str, classes: int, image_side: int, *, timeout_s: float) -> Fit:
-    """Compare the tensors of a file that was checked with a student's, by name and shape.
+    """Compare the tensors of a file with a student's, by name, shape and dtype.
 
     Whether the student takes pictures of one channel or of three is not known: it may be either.
 
@@ -37,24 +38,40 @@ def check_fit(path: Path, student: str, classes: int, image_side: int, *, timeou
 
     Raises:
         InvalidJob: they are not the student's; or there is no such student for such pictures.
+        InvalidStudentFile: it is no file of weights.
     """
-    there = {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
+    there, dtypes = _stored(path)
     refusals = []
     for found in state_shapes(student, classes, image_side, timeout_s=timeout_s):
         try:
             if isinstance(found, str):
                 raise InvalidJob(found)
-            return fit_shapes(there, *found)
+            shapes, larger, own = found
+            return with_dtypes(fit_shapes(there, shapes, larger), dtypes, own)
         except InvalidJob as error:
             refusals.append(error)
     raise refusals[0]
 
 
-@functools.lru_cache(maxsize=64)
-def state_shapes(student: str, classes: int, image_side: int, *, timeout_s: float) -> tuple[_Pair | str, ...]:
-    """Shapes of a student's state, and of the same student's with a class more, by name; for 3 channels, and for 1.
+def check_program_fit(path: Path, program: Path) -> Fit:
+    """Compare the tensors of a file with those of a program, whose head is not replaced. Raises as ``check_fit``."""
+    shapes, dtypes = _stored(program)
+    state = {name: shape for name, shape in shapes.items() if not name.startswith(CONSTANT)}
+    there, stored = _stored(path)
+    return with_dtypes(fit_shapes(there, state, state), stored, dtypes)
 
-    Where it cannot be built so, the reason stands in their place.
+
+def _stored(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes and dtypes of a file's tensors. Raises InvalidStudentFile."""
+    tensors = read_header(path).tensors.items()
+    return {name: tensor.shape for name, tensor in tensors}, {name: tensor.dtype for name, tensor in tensors}
+
+
+@functools.lru_cache(maxsize=64)
+def state_shapes(student: str, classes: int, image_side: int, *, timeout_s: float) -> tuple[_State | str, ...]:
+    """Shapes of a student's state, of the same student's with a class more, and dtypes; for 3 channels, and for 1.
+
+    By name. Where it cannot be built so, the reason stands in their place.
 
     Raises:
         WorkerError: the child gave no answer.

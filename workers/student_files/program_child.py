@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from workers.errors import InvalidStudentFile
 from workers.student_files.archive import Archive, ArchivedTensor
 from workers.student_files.conversion import converted
+from workers.student_files.inspection_child import VARIANCE
 from workers.students.program import CONSTANT, METADATA, Program
 from workers.students.safetensors_header import HEADER_BYTES_MAX, METADATA_KEY
 from workers.texts import shortened
@@ -96,6 +97,8 @@ def _check(program: Program, tensors: Mapping[str, ArchivedTensor], state: list[
     for name, tensor in tensors.items():
         if tensor.values.dtype.kind == "f" and not np.isfinite(tensor.values).all():
             raise InvalidStudentFile(f"tensor {name!r} has values that are not finite: no training goes on from these")
+        if name.endswith(VARIANCE) and (tensor.values < 0).any():
+            raise InvalidStudentFile(f"tensor {name!r} has values below 0, and is a variance: export the network anew")
 
 
 def safe_form(program: Program, tensors: Mapping[str, ArchivedTensor]) -> bytes:

@@ -20,6 +20,10 @@ METADATA = "retort_program"
 # Of tensors that are no part of the state: names of the state have no such character.
 CONSTANT = "@constant."
 NODES_MAX = 20_000
+EVALUATION_NOTE = (
+    "was exported for evaluation, in which stochastic depth and dropout of attention leave nothing in a program: it is "
+    "trained without. To have them, call model.train() first, export it again and upload that"
+)
 Extent = Annotated[int, Field(strict=True, ge=1)]
 DropoutForm = Literal["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
 Draw = Literal["bernoulli_", "bernoulli", "floor", "below"]

@@ -73,13 +73,25 @@ def _mistake_of(network: nn.Module, program: Program, size: tuple[int, ...], bat
         if not isinstance(logits, Tensor) or logits.shape != (rows, program.classes):
             return f"the program does not give [{rows}, {program.classes}] of logits for {rows} pictures"
         torch.autograd.backward(logits.square().mean())
+        if not logits.isfinite().all():
+            return (
+                "in training the program's logits are not finite: look for what has grown so large, or is divided by 0"
+            )
     unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
     if unused:
         listed = ", ".join(unused[:_NAMED])
         return f"the logits do not depend on {len(unused)} of the program's parameters ({listed}): leave them out"
+    if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in network.parameters()):
+        return "the program's embedding has sparse gradients, which no optimizer here takes: set sparse=False"
     with torch.no_grad():
-        both, alone = (network.eval()(_pictures(rows, size)) for rows in (2, 1))
-    if not torch.allclose(both[:1], alone, atol=_TOLERANCE, rtol=_TOLERANCE):
+        x = _pictures(2, size)
+        both, *alone = (network.eval()(pictures) for pictures in (x, x[:1], x[1:]))
+    if not both.isfinite().all():
+        return (
+            "in evaluation the program's logits are not finite: look at the running statistics of its normalisations, "
+            "or for what has grown so large"
+        )
+    if not torch.allclose(both, torch.cat(alone), atol=_TOLERANCE, rtol=_TOLERANCE):
         return "in evaluation the program's logits of a picture depend on the other pictures of its batch"
     # Sizes and shapes alone, so that a batch of any size is tried.
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Shapes of a student's state, for a process that holds them against a file of weights. Loads torch."""
+"""Shapes and dtypes of a student's state, for a process that holds them against a file of weights. Loads torch."""
 
 import json
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import torch
 
 from workers.errors import InvalidJob
 from workers.students.build import build_student
-from workers.students.weight_fit import Shapes
-from workers.students.weights import shapes_of
+from workers.students.weight_fit import Dtypes, Shapes
+from workers.students.weights import dtypes_of, shapes_of
 
 
 def answer(
@@ -22,9 +22,10 @@ def answer(
     channels: Sequence[int],
     image_side: int,
 ) -> None:
-    """Write JSON: for each number of channels [{name: shape}, {name: shape}], or why the student cannot be built so.
+    """Write JSON: for each number of channels three objects, or why the student cannot be built so.
 
-    The second one has a class more. The networks are built without memory for their weights.
+    Shapes by name, those of the student with a class more, and dtypes by name. The networks are built without memory
+    for their weights.
 
     Args:
         requests, missing: of a child of the sandbox; not read.
@@ -33,10 +34,10 @@ def answer(
     answers.write(json.dumps(found).encode())
 
 
-def _shapes(name: str, classes: int, in_channels: int, image_side: int) -> list[Shapes] | str:
+def _shapes(name: str, classes: int, in_channels: int, image_side: int) -> tuple[Shapes, Shapes, Dtypes] | str:
     try:
         with torch.device("meta"):
-            networks = [build_student(name, classes + more, in_channels, image_side) for more in (0, 1)]
+            network, larger = (build_student(name, classes + more, in_channels, image_side) for more in (0, 1))
     except InvalidJob as error:
         return str(error)
-    return [shapes_of(network) for network in networks]
+    return shapes_of(network), shapes_of(larger), dtypes_of(network)

@@ -1,11 +1,15 @@
-"""Fit of stored weights to a student by names and shapes: all, but a classifier head of another size. Light."""
+"""Fit of stored weights to a student by names, shapes and dtypes: all, but a head of another size. Light."""
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from workers.errors import InvalidJob
+from workers.students.safetensors_header import FLOATS
 
 Shapes = Mapping[str, tuple[int, ...]]
+# By name; safetensors' names of dtypes.
+Dtypes = Mapping[str, str]
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _NAMED = 8
 # Of batch normalisation: a number that nothing reads, and that older files lack.
 _COUNTER = "num_batches_tracked"
@@ -53,6 +57,32 @@ def fit_shapes(there: Shapes, own: Shapes, other: Shapes) -> Fit:
     sizes = ", ".join(f"{name} {list(there[name])} -> {list(own[name])}" for name in replaced)
     summary = f"{len(taken)} tensors; the classifier head has another size and begins at random: {sizes}"
     return Fit(taken, replaced, summary)
+
+
+def with_dtypes(fit: Fit, there: Dtypes, own: Dtypes) -> Fit:
+    """The fit with a word on the tensors that are converted to the student's dtype.
+
+    Args:
+        there: of the file.
+        own: of the student.
+
+    Raises:
+        InvalidJob: integers where the student has floating-point values, or the other way round, or other integers;
+            naming them.
+    """
+    unlike = [name for name in fit.taken if there[name] != own[name]]
+    wrong = [name for name in unlike if not {there[name], own[name]} <= FLOATS]
+    if wrong:
+        listed = ", ".join(f"{name!r} is {there[name]}, the student's {own[name]}" for name in wrong[:_NAMED])
+        more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+        raise InvalidJob(
+            f"these weights are not of this student: {listed}{more}. Floating-point tensors take {', '.join(_FLOATS)}, "
+            "and tensors of integers their own dtype: save the state_dict of the network itself, not quantised"
+        )
+    if not unlike:
+        return fit
+    dtypes = ", ".join(sorted({f"{there[name]} to {own[name]}" for name in unlike}))
+    return replace(fit, summary=f"{fit.summary}; {len(unlike)} of them are converted, {dtypes}")
 
 
 def _refuse_others(own: Shapes, there: Shapes, unlike: Collection[str]) -> None:

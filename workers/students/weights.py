@@ -7,12 +7,16 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from workers.errors import InvalidJob
-from workers.students.safetensors_header import FLOATS
-from workers.students.weight_fit import Fit, Shapes, fit_shapes, without_counters
+from workers.students.weight_fit import Dtypes, Fit, Shapes, fit_shapes, with_dtypes, without_counters
+
+_NAMES = {
+    **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
+    **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
+}
 
 
 def fit_weights(path: Path, network: nn.Module, larger: nn.Module) -> Fit:
-    """Compare a file's tensors with a student's, by name and shape.
+    """Compare a file's tensors with a student's, by name, shape and dtype.
 
     Args:
         network: the student; on any device.
@@ -22,17 +26,8 @@ def fit_weights(path: Path, network: nn.Module, larger: nn.Module) -> Fit:
         InvalidJob: the file is no safetensors; a tensor is missing, one is left over, one beside the head has another
             shape, or integers where the student has floating-point values, or the other way round; naming them.
     """
-    fit = fit_shapes(tensor_shapes(path), shapes_of(network), shapes_of(larger))
-    state = network.state_dict()
-    with safe_open(path, framework="pt") as file:
-        for name in fit.taken:
-            stored = file.get_slice(name).get_dtype()
-            if (stored in FLOATS) != state[name].is_floating_point():
-                raise InvalidJob(
-                    f"these weights are not of this student: {name!r} is {stored}, the student's {state[name].dtype}. "
-                    "Floating-point tensors take F64, F32, F16 or BF16, and tensors of integers take integers"
-                )
-    return fit
+    shapes, dtypes = _stored(path)
+    return with_dtypes(fit_shapes(shapes, shapes_of(network), shapes_of(larger)), dtypes, dtypes_of(network))
 
 
 def shapes_of(network: nn.Module) -> Shapes:
@@ -40,16 +35,18 @@ def shapes_of(network: nn.Module) -> Shapes:
     return without_counters({name: tuple(x.shape) for name, x in network.state_dict().items()})
 
 
-def tensor_shapes(path: Path) -> Shapes:
-    """Shapes of all tensors of a file, by name, from its header.
+def dtypes_of(network: nn.Module) -> Dtypes:
+    """Dtypes of a network's state by name, as safetensors calls them."""
+    return {name: _NAMES.get(x.dtype, str(x.dtype)) for name, x in network.state_dict().items()}
 
-    Raises:
-        InvalidJob: it is no safetensors file.
-    """
+
+def _stored(path: Path) -> tuple[Shapes, Dtypes]:
+    """Shapes and dtypes of all tensors of a file, by name, from its header. Raises InvalidJob."""
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            shapes = {name: tuple(stored.get_shape()) for name, stored in slices.items()}
+            return shapes, {name: stored.get_dtype() for name, stored in slices.items()}
     except (SafetensorError, OSError) as error:
         raise InvalidJob(f"weights {path.name!r} are no safetensors file: {error}") from error
 
@@ -69,3 +66,5 @@ def load_weights(path: Path, network: nn.Module, fit: Fit) -> None:
                     f"weights {path.name!r} have values in {name!r} that are not finite as {state[name].dtype}: save "
                     "them in the student's dtype, and look for what has grown so large"
                 )
+            if name.endswith("running_var") and (state[name] < 0).any():
+                raise InvalidJob(f"weights {path.name!r} have values below 0 in {name!r}, which is a variance")

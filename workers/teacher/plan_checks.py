@@ -22,7 +22,7 @@ from workers.onnx.check import check_onnx
 from workers.onnx.teacher_graph import check_picture
 from workers.student_files.programs import try_program
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
-from workers.students.program import read_program
+from workers.students.program import EVALUATION_NOTE, read_program
 
 # Of the process that tries an uploaded program.
 TRIAL_S = 120.0
@@ -69,12 +69,14 @@ def check_students(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -
 
 def _try_upload(name: str, program: Path, train: Dataset, size: tuple[int, int], *, rows: int) -> str:
     """Try an uploaded program on a job's pictures, in a confined process; a sentence on it. Raises InvalidJob."""
-    read_program(program).check_input(name, train.classes, train.channels, min(size))
+    read = read_program(program)
+    read.check_input(name, train.classes, train.channels, min(size))
     try:
         count = try_program(program, timeout_s=TRIAL_S, pictures=(rows, train.channels, *size))
     except InvalidStudentFile as error:
         raise InvalidJob(f"student {name!r} cannot be trained on these pictures: {error}") from error
-    return f"student {name!r} has {count:,} parameters for {train.classes} classes"
+    note = f"; it {EVALUATION_NOTE}" if read.is_evaluation else ""
+    return f"student {name!r} has {count:,} parameters for {train.classes} classes{note}"
 
 
 def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:
@@ -84,11 +86,11 @@ def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: 
     warns: runs with a checkpoint do without them, and ``take_initial_weights`` refuses the rest.
 
     Raises:
-        InvalidJob: as ``find_weights``, ``check_digest`` and ``fit_weights``.
+        InvalidJob: as ``find_weights``, ``check_digest``, ``fit_weights`` and ``load_weights``.
     """
     # Imported here: torch's networks, and only for jobs that name weights.
     from workers.students.build import build_student
-    from workers.students.weights import fit_weights
+    from workers.students.weights import fit_weights, load_weights
 
     side = min(output_size(job.views.augmentation, train.height, train.width))
     for student in job.all_students:
@@ -110,6 +112,8 @@ def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: 
             build_student(student.name, count, train.channels, side, program=program) for count in classes
         )
         fit = fit_weights(path, network, larger)
+        # Of the values, which no header tells: before the teacher is run.
+        load_weights(path, network, fit)
         emit(Log(message=f"student {student.name!r} begins with the {describe_weights(init, fit.summary)}"))
 
 

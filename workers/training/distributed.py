@@ -2,7 +2,7 @@
 
 The update is the one that a single process would make of the whole batch, up to the order of summation:
 
-1. batch normalisation takes its mean and variance over the whole batch (``WholeBatchNorm2d``);
+1. batch normalisation takes its mean and variance over the whole batch (``WholeBatchNorm2d``, ``WholeBatchNorm1d``);
 2. every process gathers all logits of the batch and computes the loss of all of it, so that a loss that compares
    samples with each other sees them, and no share has to be weighted;
 3. each differentiates that loss by its own rows' logits, and the gradients of the weights are summed.
@@ -117,9 +117,11 @@ class Replicas:
         if self.count == 1:
             return
         for module in network.modules():
+            # In place, so that its parameters stay the ones that an optimizer may know.
             if type(module) is nn.BatchNorm2d:
-                # In place, so that its parameters stay the ones that an optimizer may know.
                 module.__class__ = WholeBatchNorm2d
+            elif type(module) is nn.BatchNorm1d:
+                module.__class__ = WholeBatchNorm1d
 
 
 class _Sum(torch.autograd.Function):
@@ -141,24 +143,37 @@ class WholeBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batch of all processes; in evaluation it is its base class."""
 
     def forward(self, x_bKHW: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x_bKHW)
-        wide = x_bKHW.to(torch.promote_types(x_bKHW.dtype, torch.float32))
-        count = wide.new_full((1,), wide.numel() // wide.shape[1])
-        totals = _Sum.apply(torch.cat((wide.sum(dim=(0, 2, 3)), count)))
-        mean_K, n = totals[:-1] / totals[-1], totals[-1].detach()
-        centred = wide - mean_K[:, None, None]
-        variance_K = _Sum.apply(centred.square().sum(dim=(0, 2, 3))) / n
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        with torch.no_grad():
-            self.running_mean.lerp_(mean_K, self.momentum)
-            self.running_var.lerp_(variance_K * (n / (n - 1)), self.momentum)
-        scale_K = torch.rsqrt(variance_K + self.eps)
-        if self.affine:
-            scale_K = self.weight * scale_K
-        y_bKHW: Tensor = centred * scale_K[:, None, None]
-        if self.affine:
-            y_bKHW = y_bKHW + self.bias[:, None, None]
-        return y_bKHW.to(x_bKHW.dtype)
+        return _over_all(self, x_bKHW) if self.training else super().forward(x_bKHW)
+
+
+class WholeBatchNorm1d(nn.BatchNorm1d):
+    """As ``WholeBatchNorm2d``, of values [b, K] or [b, K, L]."""
+
+    def forward(self, x_bK: Tensor) -> Tensor:
+        return _over_all(self, x_bK) if self.training else super().forward(x_bK)
+
+
+def _over_all(norm: WholeBatchNorm1d | WholeBatchNorm2d, x: Tensor) -> Tensor:
+    """Normalised values [b, K, ...] of this process's rows, and the statistics after them."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    others = [dim for dim in range(x.ndim) if dim != 1]
+    count = wide.new_full((1,), wide.numel() // wide.shape[1])
+    totals = _Sum.apply(torch.cat((wide.sum(dim=others), count)))
+    mean_K, n = totals[:-1] / totals[-1], totals[-1].detach()
+    # Of one number for each feature, beside values of any rank.
+    shape = (-1, *(1 for _ in others[1:]))
+    centred = wide - mean_K.view(shape)
+    variance_K = _Sum.apply(centred.square().sum(dim=others)) / n
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.momentum is not None
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean_K, norm.momentum)
+        norm.running_var.lerp_(variance_K * (n / (n - 1)), norm.momentum)
+    scale_K = torch.rsqrt(variance_K + norm.eps)
+    if norm.affine:
+        scale_K = norm.weight * scale_K
+    y = centred * scale_K.view(shape)
+    if norm.affine:
+        y = y + norm.bias.view(shape)
+    return y.to(x.dtype)

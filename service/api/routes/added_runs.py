@@ -8,7 +8,7 @@ from service.api.added_runs import added_alone, check_added, preview_of_added
 from service.api.auth import WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Ctx
-from service.api.initial_weights import check_uploaded_weights
+from service.api.initial_weights import check_weights
 from service.api.job_documents import show_one
 from service.api.problems import responses
 from service.api.routes.jobs import DryRun, IdempotencyKey, in_turn
@@ -53,7 +53,7 @@ def add_runs(
     while row is None:
         job = ctx.queries.get(JobRecord, job_id)
         checked = check_added(job, request, ctx)
-        weights = check_uploaded_weights(added_alone(checked), ctx)
+        weights = check_weights(added_alone(checked), ctx)
         if dry_run:
             response.status_code = 200
             return preview_of_added(checked, weights, ctx)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from service.api.auth import READ, WRITE, Who
 from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, document, page
-from service.api.initial_weights import check_uploaded_weights, with_known_weights
+from service.api.initial_weights import check_weights, with_known_weights
 from service.api.job_checks import check_plan, check_request, find_dataset, find_teachers
 from service.api.job_documents import show, show_one, summarise
 from service.api.job_filters import Order, Wanted, WantedRuns
@@ -84,7 +84,7 @@ def create_job(
         teachers = find_teachers(request, ctx)
         plan = with_known_weights(request.filled(find_dataset(request, ctx.queries)), ctx)
         checked = check_plan(plan, teachers, ctx.settings)
-        weights = check_uploaded_weights(checked, ctx)
+        weights = check_weights(checked, ctx)
         if dry_run:
             response.status_code = 200
             return preview_of(checked, weights, ctx)

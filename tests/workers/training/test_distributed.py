@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from workers.config.training import Ema, Sgd, StepSchedule, Training
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
-from workers.training.distributed import Replicas, WholeBatchNorm2d
+from workers.training.distributed import Replicas, WholeBatchNorm1d, WholeBatchNorm2d
 from workers.training.loop import train_run
 
 # Early, for it is long, and several processes of a busy machine take their time.
@@ -119,15 +120,23 @@ def test_a_process_that_is_lost_ends_the_others_and_the_run_resumes(digits: Digi
     assert (second.folder / "artifacts/student.onnx").is_file()
 
 
+@pytest.mark.parametrize(
+    ("kinds", "sizes"),
+    [
+        ((torch.nn.BatchNorm2d, WholeBatchNorm2d), (4, 3, 5, 5)),
+        ((torch.nn.BatchNorm1d, WholeBatchNorm1d), (4, 3)),
+        ((torch.nn.BatchNorm1d, WholeBatchNorm1d), (4, 3, 5)),
+    ],
+)
 @pytest.mark.parametrize("affine", [True, False])
 def test_batch_normalisation_with_and_without_weights_is_torchs(
-    affine: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    affine: bool, kinds: tuple[Any, Any], sizes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of one process's part, which is the whole batch here."""
     monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: None)
-    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(sizes, generator=torch.Generator().manual_seed(0)).requires_grad_()
     results = []
-    for kind in (torch.nn.BatchNorm2d, WholeBatchNorm2d):
+    for kind in kinds:
         norm = kind(3, affine=affine).train()
         y = norm(x)
         [gradient] = torch.autograd.grad(y.pow(3).sum(), x)
