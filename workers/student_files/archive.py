@@ -36,7 +36,7 @@ DTYPE_NAMES = {
     **{9: "complex32", 10: "complex64", 11: "complex128", 12: "bool", 13: "bfloat16"},
 }
 FLOAT32 = 7
-STATE_NAME = re.compile(r"[A-Za-z_][\w-]{0,127}(\.[\w-]{1,128}){0,31}", re.ASCII)
+STATE_NAME = re.compile(r"[\w-]{1,128}(\.[\w-]{1,128}){0,31}", re.ASCII)
 _JSON_BYTES_MAX = 64 << 20
 _MEMBERS_MAX = 50_000
 _Extent = Annotated[int, Field(strict=True, ge=0, lt=1 << 40)]

@@ -16,17 +16,17 @@ from workers.students.program import Draw, Scaled, StochasticDepthNode
 from workers.students.program_operators import CREATORS
 
 _ATEN = "torch.ops.aten."
-# Their values are overwritten by what is drawn; uniform numbers; and masks of the shape of their argument.
+# Their values are overwritten by what is drawn; uniform numbers; and a mask of a tensor of probabilities.
 _MEMORY = {"new_empty.default", "empty.memory_format", "empty_like.default"}
 _UNIFORM = {"rand.default", "rand_like.default"}
-_DRAWN_LIKE = {"bernoulli.p", "bernoulli.default"}
+_DRAWN_OF = "bernoulli.default"
 _ADD, _FLOOR = {"add.Tensor", "add_.Tensor"}, {"floor.default", "floor_.default"}
 _DIVIDE, _MULTIPLY_IN_PLACE = {"div.Tensor", "div_.Tensor"}, "mul_.Tensor"
 _MULTIPLY = {"mul.Tensor", _MULTIPLY_IN_PLACE}
 _CLOSE = 1e-6
 # Operators that are read here alone.
 MASK_OPERATORS = frozenset(
-    _ATEN + name for name in (*_MEMORY, *_UNIFORM, *_DRAWN_LIKE, "bernoulli_.float", "floor_.default")
+    _ATEN + name for name in (*_MEMORY, *_UNIFORM, _DRAWN_OF, "bernoulli_.float", "floor_.default")
 )
 WAY_OUT = (
     "torch.export fixes what is drawn for training and evaluation alike. Taken are torch.nn's dropouts and masks as of "
@@ -80,7 +80,7 @@ class RandomMasks:
         """
         op, given = str(node["target"]).removeprefix(_ATEN), arguments_of(node)
         source = _name(given.get("self"))
-        if op in _MEMORY | _UNIFORM | _DRAWN_LIKE:
+        if op in _MEMORY | _UNIFORM or op == _DRAWN_OF:
             self._begin(node, op, given)
             return True
         if op == "bernoulli_.float" and source in self._filled:
@@ -102,14 +102,11 @@ class RandomMasks:
 
     def _begin(self, node: Json, op: str, given: dict[str, Json]) -> None:
         source = _name(given.get("self"))
-        if op in _DRAWN_LIKE:
+        if op == _DRAWN_OF:
             mask, level = self._filled.get(source, (None, None))
-            if op == "bernoulli.p":
-                mask, level = _Mask(None, source, "drawn"), number(given["p"])
-            elif mask is None or level is None:
+            if mask is None or level is None:
                 raise self._refusal(node)
-            drawn = mask._replace(stage="drawn", keep=level)
-            self._keep(node, drawn._replace(draw="bernoulli" if op == "bernoulli.default" else drawn.draw))
+            self._keep(node, mask._replace(stage="drawn", keep=level, draw="bernoulli"))
             return
         stage = "uniform" if op in _UNIFORM else "memory"
         if "size" not in given:
@@ -155,7 +152,7 @@ class RandomMasks:
         elif op in ("to.dtype", "to.device", "type_as.default") and not mask.input:
             made = mask
         else:
-            raise self._refusal(node)
+            raise InvalidStudentFile(self._values.refused[_name(given.get("self"))])
         self._keep(node, made)
         return True
 

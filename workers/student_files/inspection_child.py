@@ -56,7 +56,7 @@ def check_values(path: Path, header: Header) -> None:
             mistake = _mistake(content, tensor, name.endswith(VARIANCE)) if tensor.dtype in _FLOATS else ""
             if mistake:
                 raise InvalidStudentFile(
-                    f"tensor {shortened(name, 80)!r} ({tensor.dtype}) has {mistake}: no training goes on from these. "
+                    f"tensor {shortened(name, 80)!r} has {mistake}: no training goes on from these. "
                     "Save the weights of an earlier checkpoint"
                 )
 

@@ -38,13 +38,31 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_lie(
     dtype: torch.dtype, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspection_child, "_VALUES_AT_ONCE", 4)
-    tensors = {"a": torch.full((3, 3), torch.finfo(dtype).max, dtype=dtype), "b": torch.full((5,), -1.5, dtype=dtype)}
+    largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    tensors = {"a": torch.full((3, 3), -largest, dtype=dtype), "b": torch.full((5,), -1.5, dtype=dtype)}
     save_file(tensors, tmp_path / "w")
     assert "weights" in dict(inspection_child.answer(str(tmp_path / "w")))  # type: ignore[arg-type]
     tensors["a"][2, 2] = value
     save_file(tensors, tmp_path / "w")
     answer = inspection_child.answer(str(tmp_path / "w"))
     assert "tensor 'a' has values that are not finite" in str(answer)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("a", torch.tensor(1e39, dtype=torch.float64), "not finite in float32, which students are trained in"),
+        ("n.running_var", torch.tensor([1.0, -1e-30]), "'n.running_var' has values below 0, and is a variance"),
+        ("n.running_var", torch.tensor([1.0, -0.0]), ""),
+        ("empty", torch.zeros(0), ""),
+        ("scalar", torch.tensor(-2.0), ""),
+    ],
+)
+def test_weights_that_no_student_can_have_are_refused(
+    name: str, values: torch.Tensor, message: str, tmp_path: Path
+) -> None:
+    save_file({name: values}, tmp_path / "w")
+    assert message in str(dict(inspection_child.answer(str(tmp_path / "w"))).get("error", ""))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("zipped", [True, False])

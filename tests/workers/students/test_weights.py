@@ -9,6 +9,7 @@ from torch import Tensor
 
 from workers.errors import InvalidJob
 from workers.students.build import build_student
+from workers.students.safetensors_header import read_header
 from workers.students.weights import fit_weights, load_weights
 
 
@@ -18,6 +19,11 @@ def saved(folder: Path, classes: int = 10, **changes: Tensor | None) -> Path:
     state = build_student("cnn_s", classes).state_dict() | {name.replace("__", "."): x for name, x in changes.items()}
     save_file({name: x for name, x in state.items() if x is not None}, folder / "weights.safetensors")
     return folder / "weights.safetensors"
+
+
+def dtypes_of_file(path: Path) -> str:
+    """Of what is neither float32 nor a counter, as the file calls it."""
+    return next(t.dtype for t in read_header(path).tensors.values() if t.dtype not in ("F32", "I64"))
 
 
 def networks(classes: int = 10) -> list[torch.nn.Module]:
@@ -86,12 +92,17 @@ def test_weights_of_another_kind_of_numbers_are_refused(tmp_path: Path) -> None:
     network, larger = networks()
     bias = "features__1__bias"
     for dtype in (torch.int64, torch.uint8, torch.bool):
-        with pytest.raises(InvalidJob, match=r"'features.1.bias' is \w+, the student's torch.float32"):
+        with pytest.raises(InvalidJob, match=r"'features.1.bias' is \w+, the student's F32"):
             fit_weights(saved(tmp_path, **{bias: torch.ones(16, dtype=dtype)}), network, larger)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         path = saved(tmp_path, **{bias: torch.full((16,), 0.5, dtype=dtype)})
-        load_weights(path, network, fit_weights(path, network, larger))
+        fit = fit_weights(path, network, larger)
+        load_weights(path, network, fit)
+        assert fit.summary.endswith(f"1 of them are converted, {dtypes_of_file(path)} to F32")
         assert (network.state_dict()["features.1.bias"] == 0.5).all()
     path = saved(tmp_path, **{bias: torch.full((16,), 1e300, dtype=torch.float64)})
     with pytest.raises(InvalidJob, match=r"'features.1.bias' that are not finite as torch.float32"):
+        load_weights(path, network, fit_weights(path, network, larger))
+    path = saved(tmp_path, features__1__running_var=torch.full((16,), -1.0))
+    with pytest.raises(InvalidJob, match=r"values below 0 in 'features.1.running_var', which is a variance"):
         load_weights(path, network, fit_weights(path, network, larger))
