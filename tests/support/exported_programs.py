@@ -39,6 +39,24 @@ class Tiny(nn.Module):
         return logits
 
 
+class Drawing(nn.Module):
+    """Network of a function that is used in training alone, with attention of its own rate of dropout."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], rate: float = 0.0) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+        self.function, self.rate = function, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.body(x.flatten(1)))
+        if self.training:
+            y = self.function(y)
+        q = y.reshape(-1, 2, 4, 2)
+        y = y + F.scaled_dot_product_attention(q, q, q, dropout_p=self.rate if self.training else 0.0).flatten(1)
+        logits: Tensor = self.head(y)
+        return logits
+
+
 def exported(
     network: nn.Module, path: Path, *, channels: int = 1, side: int = 8, is_open: bool = True, inputs: int = 1
 ) -> Path:

@@ -47,9 +47,11 @@ def check_fit(path: Path, student: str, classes: int, image_side: int, *, timeou
             if isinstance(found, str):
                 raise InvalidJob(found)
             shapes, larger, own = found
-            return with_dtypes(fit_shapes(there, shapes, larger), dtypes, own)
+            fit = fit_shapes(there, shapes, larger)
         except InvalidJob as error:
             refusals.append(error)
+            continue
+        return with_dtypes(fit, dtypes, own)
     raise refusals[0]
 
 

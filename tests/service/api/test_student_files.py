@@ -86,6 +86,9 @@ def test_job_begins_with_an_upload_which_stays_while_the_job_needs_it(api: Api) 
         ({"classifier__weight": None}, "'classifier.weight' missing"),
         ({"extra": torch.zeros(1)}, "'extra' unexpected"),
         ({"features__1__weight": torch.ones(7)}, "'features.1.weight' is [7], the student's [16]"),
+        ({"features__1__running_mean": torch.ones(1)}, "'features.1.running_mean' is [1], the student's [16]"),
+        ({"features__1__weight": torch.tensor(1.0)}, "'features.1.weight' is [], the student's [16]"),
+        ({"features__1__weight": torch.ones(16, dtype=torch.int64)}, "'features.1.weight' is I64, the student's F32"),
     ],
 )
 def test_job_refuses_an_upload_that_is_not_the_students_by_the_names_of_its_tensors(
@@ -98,6 +101,31 @@ def test_job_refuses_an_upload_that_is_not_the_students_by_the_names_of_its_tens
         f"student 'cnn_s' cannot begin with the upload {id}: these weights are not of this student"
     )
     assert message in detail
+
+
+def test_job_says_that_weights_of_another_dtype_are_converted_or_refuses_them(api: Api, tmp_path: Path) -> None:
+    """Those of a program, too; before anything is trained."""
+    half = upload(api, weights(features__1__weight=torch.ones(16).half())).json()["id"]
+    dry = {"dry_run": True}
+    preview = api.client.post("/v1/jobs", params=dry, json=api.job_body(**with_upload(half))).json()
+    assert any("1 of them are converted, F16 to F32" in note for note in preview["warnings"])
+    program = upload(api, exported(Tiny(), tmp_path / "p").read_bytes()).json()["student"]
+    state = {name: x.clone() for name, x in Tiny().state_dict().items()}
+    for changes, status, message in (
+        ({"head.weight": state["head.weight"].bfloat16()}, 200, "1 of them are converted, BF16 to F32"),
+        ({"head.weight": state["head.weight"].long()}, 422, "'head.weight' is I64, the student's F32"),
+        ({"scale": torch.ones(1)}, 422, "'scale' is [1], the student's []"),
+    ):
+        id = upload(api, save(state | changes)).json()["id"]
+        answer = api.client.post("/v1/jobs", params=dry, json=api.job_body(**with_upload(id, program)))
+        assert (answer.status_code, message in answer.text) == (status, True), answer.text
+
+
+def test_job_says_that_a_program_was_exported_for_evaluation(api: Api, tmp_path: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.0), torch.nn.Linear(64, 10)).eval()
+    student = upload(api, exported(network, tmp_path / "p").read_bytes()).json()["student"]
+    preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=api.job_body(students=[student])).json()
+    assert any("was exported for evaluation, in which stochastic depth" in note for note in preview["warnings"])
 
 
 def test_uploads_that_are_no_weights_are_refused_and_leave_nothing(api: Api, tmp_path: Path) -> None:

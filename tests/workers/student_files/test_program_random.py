@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.support.exported_programs import converted, exported, refusal
+from tests.support.exported_programs import Drawing, converted, exported, refusal
 from workers.errors import InvalidJob
 from workers.students import program_trial
 from workers.students.program import StochasticDepthNode, read_program
@@ -17,24 +17,6 @@ from workers.students.program_network import build_program
 
 KEEP = 0.6
 Function = Callable[[Tensor], Tensor]
-
-
-class _Drawing(nn.Module):
-    """Network of a function that is used in training alone, with attention of its own rate of dropout."""
-
-    def __init__(self, function: Function, rate: float = 0.0) -> None:
-        super().__init__()
-        self.body, self.norm, self.head = nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Linear(16, 10)
-        self.function, self.rate = function, rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.body(x.flatten(1)))
-        if self.training:
-            y = self.function(y)
-        q = y.reshape(-1, 2, 4, 2)
-        y = y + F.scaled_dot_product_attention(q, q, q, dropout_p=self.rate if self.training else 0.0).flatten(1)
-        logits: Tensor = self.head(y)
-        return logits
 
 
 def _old_timm(x: Tensor) -> Tensor:
@@ -66,7 +48,7 @@ TAKEN: dict[str, Function] = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_program_draws_as_the_exported_network_does_and_nothing_in_evaluation(name: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
-    network = _Drawing(TAKEN[name], rate=0.3)
+    network = Drawing(TAKEN[name], rate=0.3)
     path = converted(exported(network.train(), tmp_path / "p.pt2"))
     made = build_program("uploaded", path, 10, in_channels=1, image_side=8)
     x = torch.randn(6, 1, 8, 8)
@@ -99,7 +81,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_program_whose_evaluation_cannot_be_known_is_refused_by_operator_and_module(name: str, tmp_path: Path) -> None:
     function, operator = REFUSED[name]
-    said = refusal(exported(nn.Sequential(_Drawing(function)), tmp_path / "p.pt2"))
+    said = refusal(exported(nn.Sequential(Drawing(function)), tmp_path / "p.pt2"))
     assert f"'torch.ops.aten.{operator}' of module '0' (" in said
     assert "torch.export fixes what is drawn for training and evaluation alike" in said
     assert "or export the network without it" in said
@@ -148,6 +130,6 @@ def test_program_that_writes_to_slices_of_what_it_has_made_is_taken(tmp_path: Pa
 
 def test_program_whose_numbers_depend_on_the_size_of_the_batch_is_refused(tmp_path: Path) -> None:
     """Four pictures are more than are computed when it is tried."""
-    network = _Drawing(lambda x: x + x.shape[0] // 4)
+    network = Drawing(lambda x: x + x.shape[0] // 4)
     said = refusal(exported(network, tmp_path / "p.pt2"))
     assert "computes with the number of pictures in a batch by 'torch.ops.aten.add.Tensor'" in said

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from tests.support.digits import SMALL, Digits, weights
-from tests.support.exported_programs import Tiny, exported
+from tests.support.exported_programs import Drawing, Tiny, exported
+from tests.workers.training.test_loop import stop_after
 from workers.config.job import JobSpec, StudentSpec
 from workers.config.task import TrainingTask
-from workers.errors import InvalidJob
+from workers.errors import InvalidJob, Stopped
 from workers.events import Event, Log, ignore, never
 from workers.student_files.programs import convert_program
 from workers.teacher.plan_checks import check_networks
@@ -59,6 +60,25 @@ def test_uploaded_program_is_trained_to_the_bits_of_the_network_that_was_exporte
     assert all(torch.equal(left[name], expected[name]) for name in expected)
     assert not torch.equal(left["body.1.running_mean"], network.state_dict()["body.1.running_mean"])
     assert (tmp_path / "uploaded/artifacts/student.onnx").is_file()
+
+
+def test_run_of_a_program_with_stochastic_depth_resumes_to_the_same_bits(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With attention that has dropout, as the exported network itself ends."""
+    network = Drawing(lambda x: x * x.new_empty((x.shape[0], 1)).bernoulli_(0.6).div_(0.6), rate=0.3)
+    job = job_of(digits, uploaded(digits, network.train()))
+    train_run(task_of(digits, job, tmp_path / "quiet"), ignore, never)
+    emit, should_stop = stop_after(1)
+    with pytest.raises(Stopped, match="epoch 2"):
+        train_run(task_of(digits, job, tmp_path / "a1"), emit, should_stop)
+    second = task_of(digits, job, tmp_path / "a2").model_copy(update={"earlier": (tmp_path / "a1",), "told_epoch": 1})
+    train_run(second, ignore, never)
+    monkeypatch.setattr("workers.training.setting.build_student", lambda *_, **__: copy.deepcopy(network))
+    train_run(task_of(digits, job, tmp_path / "itself"), ignore, never)
+    quiet = weights(tmp_path / "quiet")
+    for other in (weights(tmp_path / "a2"), weights(tmp_path / "itself")):
+        assert all(torch.equal(quiet[name], other[name]) for name in network.state_dict())
 
 
 def test_uploaded_program_that_is_gone_or_for_other_classes_is_refused(digits: Digits, tmp_path: Path) -> None:
