@@ -173,6 +173,11 @@ def check_drop_path(name: str) -> None:
         UnknownName: there is no such student.
         InvalidJob: it has no stochastic depth.
     """
+    if program.is_uploaded(name):
+        raise InvalidJob(
+            f"training.drop_path sets the rate of stochastic depth, and the uploaded program {name!r} keeps the one "
+            "that it was exported with: leave it out"
+        )
     if check_student(name).drop_path is False:
         raise InvalidJob(
             f"training.drop_path sets the rate of stochastic depth, and student {name!r} has none: leave it out, or "

@@ -173,7 +173,7 @@ def _over_all(norm: WholeBatchNorm1d | WholeBatchNorm2d, x: Tensor) -> Tensor:
     scale_K = torch.rsqrt(variance_K + norm.eps)
     if norm.affine:
         scale_K = norm.weight * scale_K
-    y = centred * scale_K.view(shape)
+    y: Tensor = centred * scale_K.view(shape)
     if norm.affine:
         y = y + norm.bias.view(shape)
     return y.to(x.dtype)

@@ -21,14 +21,12 @@ def _timm(name: str, **options: object) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, num_classes=10, in_chans=1, drop_path_rate=0.2, **options)
 
 
-# Stochastic depth of all; attention with dropout; tensors made of sizes; a running variance of rows; big kernels.
+# All with stochastic depth; attention with dropout, windows, batch normalisation, tensors that are made of sizes.
 MODELS = {
     "vit": _timm("vit_tiny_patch16_224", img_size=SIDE, patch_size=8, depth=2, attn_drop_rate=0.1, proj_drop_rate=0.1),
-    "eva": _timm("eva02_tiny_patch14_224", img_size=SIDE, patch_size=8, depth=2),
     "swin": _timm("swin_tiny_patch4_window7_224", img_size=SIDE, window_size=4, depths=(1, 1, 2, 1)),
     "convnext": _timm("convnext_atto"),
     "mobilenet": _timm("mobilenetv3_small_100"),
-    "repvit": _timm("repvit_m0_9"),
     "edgenext": _timm("edgenext_xx_small"),
 }
 
