@@ -49,6 +49,6 @@ def test_exported_models_of_timm_are_uploaded_and_trained_over_http(
     assert states == dict.fromkeys(MODELS, ("succeeded", None))
     for run in service.client.runs(job.id):
         [line] = service.client.metrics(run["id"])
-        assert 0 < line["loss"] < 100
+        assert 0 < line["train_loss"] < 100
         left = {file["name"] for file in service.client.artifacts(run["id"])}
         assert {"student.safetensors", "student.onnx", "model.zip"} <= left, students[run["student"]]

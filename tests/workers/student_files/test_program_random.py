@@ -103,16 +103,19 @@ def test_mask_that_is_larger_than_its_value_is_refused_before_it_is_drawn(shape:
 class _Windows(nn.Module):
     """Tensors made of numbers and written to by views, as torchvision's Swin makes its mask; and read as a whole."""
 
-    def __init__(self, is_view: bool = False) -> None:
+    def __init__(self, way: str = "") -> None:
         super().__init__()
-        self.head, self.is_view = nn.Linear(64, 10), is_view
+        self.head, self.way = nn.Linear(64, 10), way
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.flatten(1)
         mask = y.new_zeros((8, 8))
+        seen = mask.view(64) if self.way == "reads a view" else mask
         mask[2:4, 1:] = 1
-        if self.is_view:
+        if self.way == "writes to a view":
             mask.view(64).fill_(3.0)
+        elif self.way == "reads a view":
+            mask = seen + 1
         angle = torch.arange(64, dtype=torch.float32).div(4, rounding_mode="floor").sin()
         logits: Tensor = self.head(y * mask.flatten() + angle.masked_fill(angle > 0, 0.5))
         return logits
@@ -123,9 +126,12 @@ def test_program_that_writes_to_slices_of_what_it_has_made_is_taken(tmp_path: Pa
     path = converted(exported(network, tmp_path / "p.pt2"))
     x = torch.randn(3, 1, 8, 8)
     assert torch.equal(build_program("uploaded", path, 10, in_channels=1, image_side=8)(x), network(x))
-    assert "by 'torch.ops.aten.fill_.Scalar', and reads that memory as" in refusal(
-        exported(_Windows(is_view=True), tmp_path / "q.pt2")
-    )
+
+
+@pytest.mark.parametrize("way", ["writes to a view", "reads a view"])
+def test_program_that_writes_to_what_may_be_a_copy_is_refused(way: str, tmp_path: Path) -> None:
+    said = refusal(exported(_Windows(way), tmp_path / "q.pt2"))
+    assert "by 'torch.ops.aten.fill_.Scalar', and reads that memory as" in said
 
 
 def test_program_whose_numbers_depend_on_the_size_of_the_batch_is_refused(tmp_path: Path) -> None:
