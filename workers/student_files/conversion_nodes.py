@@ -200,6 +200,7 @@ class NodeReader:
         output = self.values.add(output_of(node))
         if node["target"] in DROPOUTS_IN_PLACE:
             self.dropouts_in_place.add(output)
+            self.masks.forget_values()
         name = node["target"].split(".")[3].removesuffix("_")
         return DropoutNode(input=source, output=output, p=rate, form=next(x for x in DROPOUT_FORMS if x == name))
 

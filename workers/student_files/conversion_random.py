@@ -11,9 +11,10 @@ from typing import NamedTuple, cast
 from pydantic import JsonValue
 
 from workers.errors import InvalidStudentFile
+from workers.student_files.archive import FLOAT32
 from workers.student_files.conversion_values import Json, Values, arguments_of, named, number, output_of, reference
 from workers.students.program import Draw, Scaled, StochasticDepthNode
-from workers.students.program_operators import CREATORS
+from workers.students.program_operators import CREATORS, IN_PLACE
 
 _ATEN = "torch.ops.aten."
 # Their values are overwritten by what is drawn; uniform numbers; and a mask of a tensor of probabilities.
@@ -23,6 +24,7 @@ _DRAWN_OF = "bernoulli.default"
 _ADD, _FLOOR = {"add.Tensor", "add_.Tensor"}, {"floor.default", "floor_.default"}
 _DIVIDE, _MULTIPLY_IN_PLACE = {"div.Tensor", "div_.Tensor"}, "mul_.Tensor"
 _MULTIPLY = {"mul.Tensor", _MULTIPLY_IN_PLACE}
+_FLOAT = {"as_scalar_type": FLOAT32}
 _CLOSE = 1e-6
 # Operators that are read here alone.
 MASK_OPERATORS = frozenset(
@@ -83,9 +85,6 @@ class RandomMasks:
         if op in _MEMORY | _UNIFORM or op == _DRAWN_OF:
             self._begin(node, op, given)
             return True
-        if op == "bernoulli_.float" and source in self._filled:
-            self._keep(node, self._filled[source][0]._replace(stage="drawn", keep=number(given["p"])))
-            return True
         other = _name(given.get("other"))
         if op in _MULTIPLY and source and other and (source in self._masks) != (other in self._masks):
             return self._product(node, op, (source, other))
@@ -98,7 +97,15 @@ class RandomMasks:
             self._filled[output_of(node)] = (self._sized(given, "memory"), level)
         if op == "div.Tensor" and source and _is_number(given.get("other")):
             self._divided[output_of(node)] = (source, number(given["other"]))
+        if node["target"] in IN_PLACE:
+            self.forget_values()
         return False
+
+    def forget_values(self) -> None:
+        """Forget what was read of values that an operator in place may have changed since."""
+        self._divided.clear()
+        self._filled.clear()
+        self._masks = {name: mask for name, mask in self._masks.items() if not mask.input}
 
     def _begin(self, node: Json, op: str, given: dict[str, Json]) -> None:
         source = _name(given.get("self"))
@@ -143,13 +150,13 @@ class RandomMasks:
             made = mask._replace(is_scaled=True)
         elif op == "bernoulli_.float" and mask.stage == "memory":
             made = mask._replace(stage="drawn", keep=number(given["p"]))
-        elif op in _ADD and mask.stage == "uniform" and _is_number(other):
+        elif op in _ADD and mask.stage == "uniform" and _is_number(other) and "alpha" not in given:
             made = mask._replace(stage="raised", keep=number(cast(Json, other)))
         elif op in _FLOOR and mask.stage == "raised":
             made = mask._replace(stage="drawn", draw="floor")
         elif op == "lt.Scalar" and mask.stage == "uniform":
             made = mask._replace(stage="drawn", keep=number(cast(Json, other)), draw="below")
-        elif op in ("to.dtype", "to.device", "type_as.default") and not mask.input:
+        elif op in ("to.dtype", "to.device") and not mask.input and given.get("dtype", _FLOAT) == _FLOAT:
             made = mask
         else:
             raise InvalidStudentFile(self._values.refused[_name(given.get("self"))])
@@ -168,6 +175,7 @@ class RandomMasks:
             if not mask.is_scaled or names[0] != source:
                 raise self._refusal(node)
             self.in_place.add(output_of(node))
+            self.forget_values()
         if mask.is_scaled:
             return self._node(node, mask, source, "mask")
         undivided, by = self._divided.get(source, ("", 0.0))

@@ -66,6 +66,22 @@ def test_program_draws_as_the_exported_network_does_and_nothing_in_evaluation(na
     assert not read_program(path).is_evaluation
 
 
+def _changed_since(x: Tensor) -> Tensor:
+    divided, y = x.div(KEEP), x.add_(1)
+    return divided * x.new_empty((x.shape[0], 1)).bernoulli_(KEEP) + y
+
+
+def _changed_before_division(x: Tensor) -> Tensor:
+    product = (x := x.clone()) * x.new_empty((x.shape[0], 1)).bernoulli_(KEEP)
+    return x.add_(1) + product / KEEP
+
+
+def _changed_probabilities(x: Tensor) -> Tensor:
+    full = torch.full((1, 1), KEEP)
+    full[0] = 0.5
+    return x / KEEP * torch.bernoulli(full)
+
+
 REFUSED: dict[str, tuple[Function, str]] = {
     "not divided": (lambda x: x * x.new_empty((x.shape[0], 1)).bernoulli_(KEEP), "mul.Tensor"),
     "divided by another": (lambda x: x * x.new_empty((x.shape[0], 1)).bernoulli_(KEEP).div_(0.5), "div_.Tensor"),
@@ -74,6 +90,11 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "of values": (lambda x: torch.bernoulli(x.sigmoid()), "bernoulli.default"),
     "used twice": (lambda x: (m := torch.rand_like(x).lt(KEEP) / KEEP) * x + m * x, "div.Tensor"),
     "of another shape": (lambda x: x * (torch.rand_like(x[:1]) < KEEP) / KEEP, "mul.Tensor"),
+    "of integers": (lambda x: x * (torch.rand_like(x).lt(KEEP) / KEEP).to(torch.int64), "div.Tensor"),
+    "twice": (lambda x: x / KEEP * torch.rand_like(x).add(KEEP, alpha=2).floor(), "rand_like.default"),
+    "changed since": (_changed_since, "mul.Tensor"),
+    "changed before division": (_changed_before_division, "mul.Tensor"),
+    "changed probabilities": (_changed_probabilities, "bernoulli.default"),
     "normal": (lambda x: x + torch.randn_like(x), "randn_like.default"),
 }
 
