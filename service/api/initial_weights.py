@@ -138,7 +138,7 @@ def check_weights(job: CheckedJob, context: Context) -> list[str]:
 def _checked_fit(
     student: StudentSpec, classes: int | None, size: tuple[int, int] | None, context: Context
 ) -> Fit | None:
-    """How a file of weights fits a student; None where there is none, or where it cannot be known yet.
+    """Fit of a file of weights to its student; None where there is none, or where it cannot be known yet.
 
     Raises:
         InvalidJob: it does not.

@@ -140,7 +140,7 @@ class RandomMasks:
         )
 
     def _step(self, node: Json, op: str, given: dict[str, Json], mask: _Mask) -> StochasticDepthNode | bool:
-        """What a node makes of a mask."""
+        """Read an operator on a mask; raises InvalidStudentFile."""
         other = given.get("other")
         if op in _DIVIDE and mask.stage == "drawn" and not mask.is_scaled and _is_number(other):
             if not isclose(number(cast(Json, other)), mask.keep, rel_tol=_CLOSE):

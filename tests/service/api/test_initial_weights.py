@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save
 
 from service.db.models import RunRecord
 from service.db.states import State
 from tests.support.service_helpers import Api, start_run
 from workers.config.job import Plan
+from workers.students.build import build_student
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -38,19 +40,29 @@ def finished_run(api: Api, *, name: str = "student.safetensors") -> str:
 
 
 def test_job_names_the_content_of_a_file_of_weights(api: Api) -> None:
-    (api.settings.data_root / "begun.safetensors").write_bytes(CONTENT)
-    body = api.job_body(**with_init({"weights": "begun.safetensors"}))
+    path = api.settings.data_root / "begun.safetensors"
+    body = api.job_body(**with_init({"weights": path.name}))
+    for content, message in (
+        (CONTENT, "cannot begin with the weights 'begun.safetensors': the file is no safetensors file"),
+        (save(build_student("cnn_m", 10, 1).state_dict()), "these weights are not of this student"),
+    ):
+        path.write_bytes(content)
+        assert message in api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()["detail"]
+    content = save(build_student("cnn_s", 10, 1).half().state_dict())
+    path.write_bytes(content)
     preview = api.client.post("/v1/jobs", params={"dry_run": True}, json=body).json()
     job = api.client.post("/v1/jobs", json=body).json()
-    expected = {"name": "cnn_s", "init": {"weights": "begun.safetensors", "sha256": SHA256}}
+    sha256 = hashlib.sha256(content).hexdigest()
+    expected = {"name": "cnn_s", "init": {"weights": "begun.safetensors", "sha256": sha256}}
+    assert any("are converted, F16 to F32" in warning for warning in preview["warnings"])
     assert job["plan"]["students"] == preview["plan"]["students"] == [expected]
     assert api.client.get(f"/v1/jobs/{job['id']}").json()["plan"]["students"] == [expected]
     # As a bundle says it: the same content is taken, another one is refused.
     assert api.client.post("/v1/jobs", json=body | {"students": [expected]}).status_code == 201
-    (api.settings.data_root / "begun.safetensors").write_bytes(b"others")
+    path.write_bytes(b"others")
     refused = api.client.post("/v1/jobs", json=body | {"students": [expected]})
     assert refused.status_code == 422
-    assert f"expected {SHA256}: they have changed" in refused.json()["detail"]
+    assert f"expected {sha256}: they have changed" in refused.json()["detail"]
 
 
 def test_job_names_the_content_of_a_runs_weights(api: Api) -> None:
