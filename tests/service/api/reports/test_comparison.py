@@ -4,12 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from service.db.models import EventRecord, JobRecord
 from service.db.packed_events import compact
 from tests.service.api.reports.test_reports import KD, SEEDS
 from tests.support.reported import logits_of, post_results, result
 from tests.support.service_helpers import Api
+from workers.students.build import build_student
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -55,7 +57,7 @@ def test_comparison_names_the_job_of_a_baseline_and_what_else_differs(shared_api
 
 def test_comparison_names_first_weights_that_differ(shared_api: Api) -> None:
     both = post_results(shared_api, SEEDS)
-    (shared_api.settings.data_root / "begun.safetensors").write_bytes(b"weights")
+    save_file(build_student("cnn_s", 10, 1).state_dict(), shared_api.settings.data_root / "begun.safetensors")
     begun = {"name": "cnn_s", "init": {"weights": "begun.safetensors"}}
     other = post_results(shared_api, {("kd", 0): result(0.6)}, students=[begun])
     notes = compare(shared_api, both, other)["notes"]
