@@ -137,6 +137,7 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
     assert "leave one of them out" in problem(both, 422, "invalid-request")["detail"]
     job = client.post("/v1/jobs", json=body_of({"train": key})).json()
     assert (job["teacher"], job["teachers"][0]["caches"], job["caches"]) == ("", {"train": key}, {"train": key})
+    assert client.get(f"/v1/caches/{key}").json()["use"]["forwards_run"] == 0
     client.delete(f"/v1/caches/{key}/pin")
     assert job["id"] in client.delete(f"/v1/caches/{key}").json()["detail"]
     added = client.post(f"/v1/jobs/{job['id']}/runs", json={"students": ["cnn_s"], "methods": ["ce"]})

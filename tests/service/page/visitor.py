@@ -29,6 +29,8 @@ _SETTLED = """() => window.socket?.connected
 _WIDEST = """() => [...document.querySelectorAll('body *')]
     .filter(element => element.getBoundingClientRect().right > window.innerWidth + 1)
     .slice(0, 3).map(element => element.outerHTML.slice(0, 120))"""
+# Address of the view that a link leads to; null of a file that it downloads.
+_LEADS_TO = "link => new URL(link.href).pathname.startsWith('/viewer/') ? null : link.href"
 
 
 class Visitor:
@@ -61,10 +63,23 @@ class Visitor:
         self.page.locator(".page-heading").first.wait_for()
         self.page.wait_for_function(_SETTLED)
 
-    def click(self, role: Role, name: str | re.Pattern[str], *, within: Locator | None = None) -> None:
-        """Press an element of a role by its name."""
+    def click(
+        self, role: Role, name: str | re.Pattern[str], *, within: Locator | None = None, leads_to: str = ""
+    ) -> None:
+        """Press an element of a role by its name, and wait for the view that a link names, or that is said here.
+
+        What a button leads to comes later, by the socket: until then the view that is left answers to labels, too.
+
+        Args:
+            leads_to: pattern of the address of the view that a button leads to.
+        """
         self.clicks += 1
-        (within or self.page).get_by_role(role, name=name).first.click()
+        pressed = (within or self.page).get_by_role(role, name=name).first
+        target = pressed.evaluate(_LEADS_TO) if role == "link" else None
+        pressed.click()
+        if target or leads_to:
+            self.page.wait_for_url(target or re.compile(leads_to))
+            self.settle()
 
     def choose_file(self, label: str, path: Path) -> None:
         """Press what chooses a file, and choose this one."""
