@@ -61,6 +61,7 @@ class FileUpload:
         async def upload() -> None:
             problems.clear()
             button.disable()
+            button.props("loading")
             try:
                 made = await self._send(fields())
             except ApiProblem as problem:
@@ -68,6 +69,7 @@ class FileUpload:
                 return
             finally:
                 button.enable()
+                button.props(remove="loading")
             done(made)
 
         button = ui.button(label, icon="upload", on_click=upload).props("no-caps")
