@@ -13,7 +13,7 @@ _LONG = {"teachers": "teachers", "datasets": "datasets", "uploads": "student-fil
 
 
 class Catalog:
-    """What the API has when a form is opened.
+    """Schemas and lists that the API has when a form is opened.
 
     Attributes:
         uploads: weights and programs of students.

@@ -34,8 +34,12 @@ _SETTLED = """() => window.socket?.connected
 _WIDEST = """() => [...document.querySelectorAll('body *')]
     .filter(element => element.getBoundingClientRect().right > window.innerWidth + 1)
     .slice(0, 3).map(element => element.outerHTML.slice(0, 120))"""
-# Address of the view that a link leads to; null of a file that it downloads.
-_LEADS_TO = "link => new URL(link.href).pathname.startsWith('/viewer/') ? null : link.href"
+# Pattern of the address that a link of another path leads to: the view may put its settings into the query at once.
+# Empty of a file that it downloads, and of a link within a view.
+_LEADS_TO = """link => {
+    const path = new URL(link.href).pathname;
+    return path.startsWith('/viewer/') || path === location.pathname ? '' : `^${location.origin}${path}([?#]|$)`;
+}"""
 
 
 class Visitor:
@@ -80,10 +84,11 @@ class Visitor:
         """
         self.clicks += 1
         pressed = (within or self.page).get_by_role(role, name=name).first
-        target = pressed.evaluate(_LEADS_TO) if role == "link" else None
+        if role == "link":
+            leads_to = pressed.evaluate(_LEADS_TO)
         pressed.click()
-        if target or leads_to:
-            self.page.wait_for_url(target or re.compile(leads_to))
+        if leads_to:
+            self.page.wait_for_url(re.compile(leads_to))
             self.settle()
 
     def choose(self, label: str, option: str) -> None:
