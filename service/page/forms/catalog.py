@@ -53,17 +53,24 @@ class Catalog:
 
     def student_options(self) -> dict[str, str]:
         """Students by the name that a job uses: the networks, and the uploaded programs."""
-        networks = {each["name"]: _with_count(each["name"], each["parameters_100"]) for each in self.students}
-        programs = [each for each in self.uploads if each["student"]]
-        return networks | {
-            each["student"]: _with_count(f"{each['name']}, an uploaded program", each["parameters"])
-            for each in programs
+        networks = {
+            each["name"]: each["name"]
+            + ("" if (found := each["parameters_100"]) is None else f" ({_parameters(found)})")
+            for each in self.students
         }
+        return networks | self._uploaded("student", "program")
 
     def weights_options(self) -> dict[str, str]:
         """Uploaded weights by their id."""
-        found = [each for each in self.uploads if each["kind"] == "weights"]
-        return {each["id"]: _with_count(f"upload: {each['name']}", each["parameters"]) for each in found}
+        return self._uploaded("id", "weights")
+
+    def _uploaded(self, known_by: str, kind: str) -> dict[str, str]:
+        # The name comes last: what turns the direction of writing in it would turn what follows.
+        return {
+            each[known_by]: f"uploaded {kind}, {_parameters(each['parameters'])}: {each['name']}"
+            for each in self.uploads
+            if each["kind"] == kind
+        }
 
     def logits_options(self, split: str) -> dict[str, str]:
         """Imported logits of a split by the key of their cache."""
@@ -76,11 +83,11 @@ def is_imported(cache: Document) -> bool:
     return "imported" in cache["provenance"]
 
 
-def _with_count(name: str, parameters: int | None) -> str:
-    return name if parameters is None else f"{name} ({count(parameters)} parameters)"
+def _parameters(number: int) -> str:
+    return f"{count(number)} parameters"
 
 
 def _logits_words(cache: Document) -> str:
     source = cache["provenance"]["imported"].get("source")
     what = f"{short_digest(cache['key'])}, {count(cache['spec']['samples'])} samples"
-    return f"{source}: {what}" if source else what
+    return f"{what}: {source}" if source else what

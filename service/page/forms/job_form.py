@@ -50,7 +50,7 @@ class JobForm(RequestForm):
         ).classes("wide")
         holdout = given.get("validation") or {}
         number_field(
-            "Share of the training pictures that is held out for validation",
+            "Share held out of training for validation",
             self._catalog.schema("validation")["properties"]["holdout"],
             holdout.get("holdout"),
             lambda share: self.set("validation", None if share is None else {**holdout, "holdout": share}),

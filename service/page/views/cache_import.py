@@ -83,7 +83,7 @@ class ImportForm(RequestForm):
         self._text('Class map as JSON, such as {"cat": "tabby"}', "class_map")
         holdout = self._catalog.schema("validation")["properties"]["holdout"]
         number_field(
-            "Share that jobs hold out for validation",
+            "Share held out of training for validation",
             holdout,
             None,
             lambda share: self.set("validation", None if share is None else {"holdout": share}),

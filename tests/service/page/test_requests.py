@@ -125,6 +125,7 @@ def test_uploads_of_students_are_used_and_deleted(
     visitor.click("button", "Upload", leads_to="/student-files/stf_")
     visitor.page.get_by_text("1 x 8 x 8, 10 classes").wait_for()
     visitor.click("button", "New job with it", leads_to="/new")
+    visitor.choose("Teacher", service.client.teacher(kept["teacher"])["name"])
     visitor.choose("Dataset", DIGITS)
     [student] = started(service, visitor)["plan"]["students"]
     name = f"uploaded/{next(client.student_files(name='tiny'))['id']}"
@@ -138,7 +139,7 @@ def test_uploads_of_students_are_used_and_deleted(
     visitor.choose("First weights of resnet8", "drawn from the seed")
     visitor.choose("Students", "cnn_s (30,196 parameters)")
     visitor.page.keyboard.press("Escape")
-    visitor.choose("First weights of cnn_s", "upload: student.safetensors (24,285 parameters)")
+    visitor.choose("First weights of cnn_s", "uploaded weights, 24,285 parameters: student.safetensors")
     wanted = ["resnet8", {"name": "cnn_s", "init": {"upload": id}}]
     visitor.page.locator(".preview").get_by_text(id).first.wait_for()
     assert shown_json(visitor)["students"] == wanted
@@ -152,9 +153,11 @@ def test_uploads_of_students_are_used_and_deleted(
     assert not visitor.faults()
 
 
-def test_views_and_training_of_a_job_are_those_that_were_chosen(service: Processes, visitor: Visitor) -> None:
+def test_views_and_training_of_a_job_are_those_that_were_chosen(
+    service: Processes, teacher_id: str, visitor: Visitor
+) -> None:
     """Mixup, CutMix, a second view, a checkpoint that is kept: all by the form, into the plan."""
-    visitor.open("/new")
+    visitor.open(f"/new?teacher={teacher_id}")
     visitor.choose("Dataset", DIGITS)
     visitor.click("button", "Training")
     visitor.click("checkbox", "Keep checkpoint")
