@@ -91,7 +91,7 @@ def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: No
             assert numbers == list(range(len(numbers)))
             task.close()
             return outcome
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_same_bytes(
