@@ -14,9 +14,10 @@ import torch
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.full_disk import on_a_small_disk
 from workers.augmentation.apply import to_input
+from workers.config.schedules import CosineSchedule, StepSchedule
 from workers.config.task import TeacherAccuracy, TrainingTask
 from workers.config.teacher import Preprocessing
-from workers.config.training import CosineSchedule, Sgd, StepSchedule, Training
+from workers.config.training import Sgd, Training
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
 from workers.methods.catalog import parse_method
