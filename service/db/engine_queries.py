@@ -94,6 +94,12 @@ class EngineQueries(RunQueries, EventQueries):
             query = select(JobRecord).where(JobRecord.state.in_(WORKING))
             return list(session.scalars(query.order_by(JobRecord.id)))
 
+    def newest_queued(self, limit: int) -> list[str]:
+        """Ids of the queued jobs that were posted last."""
+        query = select(JobRecord.id).where(JobRecord.state == State.QUEUED).order_by(JobRecord.id.desc()).limit(limit)
+        with self.database.read() as session:
+            return list(session.scalars(query))
+
     def caches_in_use(self, job_ids: Collection[str] | None = None) -> dict[str, list[str]]:
         """Keys of the caches of each job that has not ended and uses some: it may wait or be paused.
 

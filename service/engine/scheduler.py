@@ -49,6 +49,8 @@ ACTIVE_JOBS_MAX = 8
 ACTIVE_JOBS_EVER_MAX = 64
 # Of one API key, urgent ones included: whatever they do, as many again are there for others.
 KEY_ACTIVE_JOBS_MAX = 32
+# Queued jobs that are looked at: more are not posted between two ticks.
+_NEWEST = 200
 _POLL_S = 0.05
 
 
@@ -90,6 +92,8 @@ class Scheduler:
         self._endings = Endings(context)
         self._cache_stage = CacheStage(context, self._endings)
         self._run_stage = RunStage(context, self._endings)
+        # Queued jobs at the last tick.
+        self._looked_at: set[str] = set()
         self._etas = EtaKeeper(EtaQueries(queries.database, queries.holder), Catalog(context.folders.caches))
 
     # ---------------------------------------------------------------------------------------------------- the loop
@@ -137,6 +141,7 @@ class Scheduler:
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
+        self._hold_imported()
         while self._disk.fault is None and len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
             claimed = self._queries.claim_job(self._has_turn)
             if claimed is None:
@@ -146,6 +151,14 @@ class Scheduler:
         start_runs(self._context)
         self._endings.release_caches()
         self._etas.look(slots_of(self._context.capacity))
+
+    def _hold_imported(self) -> None:
+        """Hold the caches that new jobs name before they have their turn: nobody can make imported ones anew."""
+        queued = set(self._queries.newest_queued(_NEWEST))
+        if new := queued - self._looked_at:
+            for job_id, keys in self._queries.caches_in_use(new).items():
+                self._context.leases.take(job_id, keys)
+        self._looked_at = queued
 
     def put_down(self, patience_s: float) -> None:
         """Have every run leave a checkpoint and end, so that the next engine goes on from there.

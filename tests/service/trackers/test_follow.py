@@ -94,6 +94,31 @@ def test_follower_leaves_jobs_out_that_had_ended_before_it_began(api: Api, track
     assert set(RecordingSink.runs) == set(during.run_ids)
 
 
+def test_follower_of_one_job_tells_all_of_it_through_an_outage_and_ends_by_itself(api: Api, tmp_path: Path) -> None:
+    """It has ended, and begins where it began, whatever the cursor says; other jobs are not told."""
+    work, other = Work(api), Work(api)
+    work.finish()
+    cursor = Cursor(tmp_path / "cursor.sqlite3")
+    cursor.begin([work.job_id, other.job_id])
+    RecordingSink.fails += ["log_metrics", "flush"]
+    with Client(api.url) as client:
+
+        def follow(job_id: str) -> Follower:
+            sink = RecordingSink("here", "retort", Path("nowhere"))
+            quick = Schedule(base_s=0.001, factor=1.0, cap_s=0.001)
+            made = Follower(client, cursor, lambda: sink, tries=quick, only=[job_id])
+            made.run(threading.Event(), poll_s=0.001)
+            return made
+
+        assert follow(work.job_id).lacking == {}
+        assert [RecordingSink.runs[id].state for id in work.run_ids] == ["succeeded", "succeeded"]
+        assert set(RecordingSink.runs) == set(work.run_ids)
+        assert RecordingSink.fails == []
+        gone = "job_" + "0" * 26
+        assert "is not there" in follow(gone).lacking[gone]
+    cursor.close()
+
+
 def test_follower_that_is_killed_before_its_cursor_moved_tells_again_and_doubles_nothing(
     api: Api, tracking: Tracking
 ) -> None:
