@@ -105,7 +105,6 @@ def test_an_import_on_a_large_dataset_that_was_not_decoded_is_refused_before_its
     tmp_path: Path, logits: Values, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(unprepared, "_SAMPLES_MAX", 1000)
-    few = {"dataset": json.dumps({"kind": "digits", "train_per_class": 20}), "rows": "in_order"}
     with running_api(make_settings(tmp_path)) as api:
         # The fields come first: of this file, which is none, nothing is read.
         detail = problem(post(api, b"no logits", split="train"), 409, "conflict")["detail"]
@@ -113,22 +112,18 @@ def test_an_import_on_a_large_dataset_that_was_not_decoded_is_refused_before_its
         assert (said in detail, "1,442 pictures" in detail) == (True, True), detail
         detail = problem(post(api, npz(logits=logits), rows="in_order"), 409, "conflict")["detail"]
         assert "say `prepare` in the upload" in detail
-        assert (
-            "no sample ids"
-            in problem(
-                post(api, npz(logits=logits[:200]), split="train", **few | {"rows": "by_id"}), 422, "invalid-logits"
-            )["detail"]
-        )
         assert not (api.settings.datasets_dir / "sources").exists()
+        small = post(api, npz(logits=logits[:200]), dataset=json.dumps({"kind": "digits", "train_per_class": 20}))
+        assert "no sample ids" in problem(small, 422, "invalid-logits")["detail"]
         made = post(api, npz(logits=logits), split="train", rows="in_order", prepare="true")
         assert made.status_code == 201, made.text
-    with running_api(make_settings(tmp_path / "other")) as api:
-        command = ["--json", "datasets", "prepare", json.dumps(DIGITS), "--split", "train"]
-        settings = api.settings
-        folders = ["--data-dir", str(settings.data_dir), "--data-root", str(settings.data_root)]
-        assert main([*command, *folders]) == 0
-        assert json.loads(capsys.readouterr().out)["splits"]["train"]["samples"] == 1442
-        assert post(api, npz(logits=logits), split="train", rows="in_order").status_code == 201
+        another = json.dumps({"kind": "digits", "train_per_class": 110})
+        folders = ["--data-dir", str(api.settings.data_dir), "--data-root", str(api.settings.data_root)]
+        assert main(["--json", "datasets", "prepare", another, "--split", "train", *folders]) == 0
+        samples = json.loads(capsys.readouterr().out)["splits"]["train"]["samples"]
+        fields = {"dataset": another, "split": "train", "rows": "in_order", "accept_teacher": "true"}
+        answer = post(api, npz(logits=logits[:samples]), **fields)
+        assert (samples > 1000, answer.status_code) == (True, 201), answer.text
 
 
 def body_of(caches: dict[str, str], **changes: object) -> dict[str, Any]:
