@@ -179,10 +179,10 @@ def prepare_dataset(
     from service.settings import Settings
     from workers.data.discovery import examine
     from workers.data.prepare import prepare_splits
-    from workers.events import Event, Log
+    from workers.events import Log
 
     options, console = session(context), render.console(stderr=True)
-    given = {"data_dir": data_dir, "data_root": data_root}
+    given: dict[str, Any] = {"data_dir": data_dir, "data_root": data_root}
     settings = Settings(**{name: path for name, path in given.items() if path is not None})
     if is_description(dataset):
         spec = json_object(dataset, "DATASET")
@@ -194,7 +194,7 @@ def prepare_dataset(
         spec = known[0]["spec"]
     kind = DATASET.validate_python(spec)
 
-    def emit(event: Event) -> None:
+    def emit(event: object) -> None:
         if isinstance(event, Log):
             console.print(event.message)
 

@@ -226,7 +226,7 @@ class EtaKeeper:
         if len(facts.teachers) > 1 and job.stage == "inference":
             # The column has the key of the cache that is at work, and of others the events alone.
             known += self._queries.ready_caches(job.id)
-        facts.count_missing(rows, job.stage, known, self._measured, self._catalog)
+        facts.count_missing(rows, known, stage=job.stage, measured=self._measured, catalog=self._catalog)
 
     def _run_now(self, run: LiveRun, before: int) -> RunNow:
         epochs = self._epochs.get(run.id)

@@ -65,7 +65,7 @@ class JobFacts:
         self._counted_by: object = None
 
     def count_missing(
-        self, rows: int, stage: str | None, known: Sequence[str], measured: MeasuredTimes, catalog: Catalog
+        self, rows: int, known: Sequence[str], *, stage: str | None, measured: MeasuredTimes, catalog: Catalog
     ) -> None:
         """Count the rows that each teacher still has to infer, if another stage or other caches are known.
 
@@ -77,7 +77,9 @@ class JobFacts:
         alone = [tuple(measured.keys.get(identity, ())) for identity in self._member_identities]
         if self._counted_by == (stage, keys, alone):
             return
-        self._missing = missing_rows(rows, [teacher.sha256 for teacher in self.teachers], keys, alone, catalog)
+        self._missing = missing_rows(
+            rows, [teacher.sha256 for teacher in self.teachers], keys, alone=alone, catalog=catalog
+        )
         self._counted_by = stage, keys, alone
 
     def inference_left(self, job: LiveJob, measured: MeasuredTimes, *, is_coming: bool) -> InferenceLeft:

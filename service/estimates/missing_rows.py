@@ -7,7 +7,7 @@ from workers.teacher.combined_cache import members_of
 
 
 def missing_rows(
-    rows: int, teachers: Sequence[str], keys: Collection[str], alone: Sequence[Collection[str]], catalog: Catalog
+    rows: int, teachers: Sequence[str], keys: Collection[str], *, alone: Sequence[Collection[str]], catalog: Catalog
 ) -> list[int]:
     """Rows that each teacher still has to infer, in the job's order.
 

@@ -195,7 +195,7 @@ def test_eta_of_several_teachers_takes_each_ones_rate_and_what_the_one_at_work_l
         for (sha256, each), rate in zip(of.items(), (100.0, 10.0), strict=True)
     ]
     measured = MeasuredTimes(caches=caches)
-    facts.count_missing(1000, "inference", [], measured, api.context.catalog)
+    facts.count_missing(1000, [], stage="inference", measured=measured, catalog=api.context.catalog)
     [live] = EtaQueries(api.context.database).live_jobs(9)
     before = facts.inference_left(live, measured, is_coming=False)
     assert before.rate is not None

@@ -31,12 +31,12 @@ def test_missing_rows_are_counted_for_each_teacher_by_all_keys_that_are_known(tm
     rows, split = first.samples * first.views, first.split
     both = 3 * rows
     # Of nothing that is known, of a member at work, and of jobs of one teacher alone.
-    assert missing_rows(both, teachers, [], [(), ()], catalog) == [both, both]
-    assert missing_rows(both, teachers, [first.key], [(), ()], catalog) == [both - rows, both]
-    assert missing_rows(both, teachers, [], [(), (first.key,)], catalog) == [both, both - rows]
-    assert missing_rows(both, [FIRST], [first.key, "f" * 64], [], catalog) == [both - rows]
+    assert missing_rows(both, teachers, [], alone=[(), ()], catalog=catalog) == [both, both]
+    assert missing_rows(both, teachers, [first.key], alone=[(), ()], catalog=catalog) == [both - rows, both]
+    assert missing_rows(both, teachers, [], alone=[(), (first.key,)], catalog=catalog) == [both, both - rows]
+    assert missing_rows(both, [FIRST], [first.key, "f" * 64], alone=[], catalog=catalog) == [both - rows]
     # A combination names its members, which may be gone: of what is combined nobody is asked again.
     gone = make_spec(teacher_sha256=SECOND, augmentation_seed=9)
     whole = combined(tmp_path, [first, gone])
     assert whole.split == split
-    assert missing_rows(both, teachers, [whole.key], [(), ()], catalog) == [both - rows, both - rows]
+    assert missing_rows(both, teachers, [whole.key], alone=[(), ()], catalog=catalog) == [both - rows, both - rows]
