@@ -203,7 +203,7 @@ class EtaKeeper:
             self._spent_s += time.monotonic() - began_s
         if job.samples is not None and job.stage != "training":
             self._count_missing(job, facts, rows_of(facts.plan, job.samples).cached)
-        inference = facts.inference_left(job, self._measured, is_coming=facts.identity in coming)
+        inference = facts.inference_left(job, self._measured, utc_now(), is_coming=facts.identity in coming)
         return JobNow(
             id=job.id,
             plan=facts.plan,
@@ -225,7 +225,9 @@ class EtaKeeper:
         known = [*(job.caches or {}).values()]
         if len(facts.teachers) > 1 and job.stage == "inference":
             # The column has the key of the cache that is at work, and of others the events alone.
-            known += self._queries.ready_caches(job.id)
+            ready = self._queries.ready_caches(job.id)
+            known += ready
+            facts.ready_at = max(ready.values(), default=None)
         facts.count_missing(rows, known, stage=job.stage, measured=self._measured, catalog=self._catalog)
 
     def _run_now(self, run: LiveRun, before: int) -> RunNow:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from service.db.eta_queries import LiveJob
@@ -63,6 +64,8 @@ class JobFacts:
         self._missing = [0] * len(self.teachers)
         # Stage and caches by which the rows were counted; counting walks through the folders of the caches.
         self._counted_by: object = None
+        # When the last cache of one of several teachers was complete.
+        self.ready_at: datetime | None = None
 
     def count_missing(
         self, rows: int, known: Sequence[str], *, stage: str | None, measured: MeasuredTimes, catalog: Catalog
@@ -82,7 +85,7 @@ class JobFacts:
         )
         self._counted_by = stage, keys, alone
 
-    def inference_left(self, job: LiveJob, measured: MeasuredTimes, *, is_coming: bool) -> InferenceLeft:
+    def inference_left(self, job: LiveJob, measured: MeasuredTimes, now: datetime, *, is_coming: bool) -> InferenceLeft:
         """Rows that are left, at each teacher's own rate.
 
         Args:
@@ -98,17 +101,24 @@ class JobFacts:
         ]
         if len(rates) == 1:
             return InferenceLeft(rates[0], rows[0], 0.0)
-        return InferenceLeft(rate_of_several(rates, rows), sum(rows), _later_s(job, rates, rows))
+        return InferenceLeft(rate_of_several(rates, rows), sum(rows), self._later_s(job, rates, rows, now))
 
-
-def _later_s(job: LiveJob, rates: Sequence[InferenceRate | None], rows: Sequence[int]) -> float | None:
-    """Seconds of those of several teachers that follow the one at work; None where that is not known."""
-    missing = [
-        None if rate is None or rate.rows_per_s is None else count / rate.rows_per_s
-        for rate, count in zip(rates, rows, strict=True)
-        if count
-    ]
-    inference = job.inference or {}
-    if inference and inference["rows_done"] < inference["rows_total"]:
-        missing = missing[1:]
-    return None if None in missing else sum(each for each in missing if each)
+    def _later_s(
+        self, job: LiveJob, rates: Sequence[InferenceRate | None], rows: Sequence[int], now: datetime
+    ) -> float | None:
+        """Seconds of those of several teachers that follow the one at work; None where that is not known."""
+        missing = [
+            None if rate is None or rate.rows_per_s is None else count / rate.rows_per_s
+            for rate, count in zip(rates, rows, strict=True)
+            if count
+        ]
+        inference = job.inference or {}
+        if inference and inference["rows_done"] < inference["rows_total"]:
+            missing = missing[1:]
+        known = [each for each in missing if each is not None]
+        if len(known) < len(missing):
+            return None
+        if known and self.ready_at is not None and inference.get("rows_done") == inference.get("rows_total"):
+            # The next one is at work, and has told nothing yet.
+            known[0] = max(0.0, known[0] - (now - self.ready_at).total_seconds())
+        return sum(known)

@@ -196,16 +196,20 @@ def test_eta_of_several_teachers_takes_each_ones_rate_and_what_the_one_at_work_l
     ]
     measured = MeasuredTimes(caches=caches)
     facts.count_missing(1000, [], stage="inference", measured=measured, catalog=api.context.catalog)
-    [live] = EtaQueries(api.context.database).live_jobs(9)
-    before = facts.inference_left(live, measured, is_coming=False)
+    [live], now = EtaQueries(api.context.database).live_jobs(9), utc_now()
+    before = facts.inference_left(live, measured, now, is_coming=False)
     assert before.rate is not None
     assert (before.rows, before.rows / (before.rate.rows_per_s or 0)) == pytest.approx((2000, 110.0))
     at_work = live._replace(stage="inference", inference={"rows_done": 400, "rows_total": 1000, "eta_s": 6.0})
-    left = facts.inference_left(at_work, measured, is_coming=False)
+    left = facts.inference_left(at_work, measured, now, is_coming=False)
     assert left.later_s == pytest.approx(100.0)
-    unknown = facts.inference_left(at_work, MeasuredTimes(caches=caches[:1]), is_coming=False)
+    # The first one is complete, for 30 s, and the second has told nothing yet.
+    facts.ready_at = now - timedelta(seconds=30)
+    between = at_work._replace(inference={"rows_done": 1000, "rows_total": 1000, "eta_s": 0.0})
+    assert facts.inference_left(between, measured, now, is_coming=False).later_s == pytest.approx(100.0)
+    unknown = facts.inference_left(at_work, MeasuredTimes(caches=caches[:1]), now, is_coming=False)
     assert unknown.later_s is None
-    assert facts.inference_left(at_work, measured, is_coming=True).rows == 0
+    assert facts.inference_left(at_work, measured, now, is_coming=True).rows == 0
 
 
 def test_measured_times_of_a_combination_are_those_of_each_teacher() -> None:
