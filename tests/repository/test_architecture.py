@@ -44,7 +44,6 @@ HOMES = {
         "workers/data/table_columns.py",
         "workers/data/table_features.py",
         "workers/teacher/imports/parquet_child.py",
-        "workers/data/table_paths.py",
     ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from service.api.bodies.multipart import TEXT_MAX_BYTES
-from service.api.bodies.teacher_fields import parse_field, refusal_of
+from service.api.bodies.teacher_fields import CLASS_FIELDS, parse_field, refusal_of
 from service.db.api_queries import ApiQueries
 from service.errors import InvalidRequest
 from workers.errors import UnknownName
@@ -16,8 +16,7 @@ _FLAGS = ("accept_teacher", "prepare")
 _JSON = ("validation", "class_names", "class_map", "views")
 FIELDS = {
     **dict.fromkeys((*_PLAIN, *_JSON, "dataset", "encoding", *_FLAGS), TEXT_MAX_BYTES),
-    "class_names": 1 << 20,
-    "class_map": 256 << 10,
+    **CLASS_FIELDS,
 }
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
 from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload
-from service.api.bodies.teacher_fields import reading_of
+from service.api.bodies.teacher_fields import CLASS_FIELDS, reading_of
 from service.api.bodies.upload_files import place, upload_name
 from service.api.bodies.upload_sizes import teacher_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
@@ -38,8 +38,7 @@ router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(40
 
 TEXT_FIELDS = {
     **dict.fromkeys(("name", "preprocessing", "output", "output_kind", "input_values"), TEXT_MAX_BYTES),
-    "class_names": 1 << 20,
-    "class_map": 256 << 10,
+    **CLASS_FIELDS,
 }
 _INSPECTIONS = anyio.CapacityLimiter(INSPECTIONS_MAX)
 

@@ -265,3 +265,24 @@ def test_track_process_of_a_tracker_that_hangs_ends_and_says_so(api: Api, tmp_pa
     assert "the tracker hangs" in done.stdout
     # Nobody else has noticed.
     work.epoch(0, 2)
+
+
+TELLING = HANGING.replace(
+    "start(self, run):\n        time.sleep(600)", "end(self, run, state, at):\n        print(run.id, state)"
+)
+
+
+def test_track_process_of_one_job_that_has_ended_ends_by_itself(api: Api, tmp_path: Path) -> None:
+    work = Work(api)
+    work.finish()
+    line = [sys.executable, "-c", TELLING, "--url", api.url, "track", "hanging:here"]
+    for job_id, status, said in ((work.job_id, 0, f"{work.run_ids[1]} succeeded"), ("job_" + "0" * 26, 1, "not there")):
+        done = subprocess.run(
+            [*line, "--cursor-dir", str(tmp_path / "cursor"), "--job", job_id],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr
