@@ -57,9 +57,3 @@ def class_name(names: Sequence[str], label: int) -> str | None:
     if label < 0:
         return None
     return names[label] if label < len(names) else str(label)
-
-
-def label_text(text: str) -> str | None:
-    """Label of a picture as a file has it; None for none: -1 is no class anywhere."""
-    text = text.strip()
-    return None if text in ("", "-1") else text

@@ -17,8 +17,7 @@ from workers.data.faults import Faults
 from workers.data.kinds.base import SPLIT_NAMES
 from workers.data.named_files import relative_path
 from workers.errors import InvalidDataset
-from workers.texts import listed, shortened
-from workers.unlabelled import label_text
+from workers.texts import label_text, listed, shortened
 
 if TYPE_CHECKING:
     from workers.events import Split

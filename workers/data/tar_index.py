@@ -24,8 +24,8 @@ from workers.data.labels import LABELS_MAX
 from workers.data.shard import Shard
 from workers.data.tar_headers import NoEnd, TarReader
 from workers.errors import InvalidDataset
-from workers.texts import listed, shortened
-from workers.unlabelled import NO_LABEL, label_text
+from workers.texts import label_text, listed, shortened
+from workers.unlabelled import NO_LABEL
 
 # Extensions of pictures, in lower case.
 PICTURES = ("bmp", "gif", "jpeg", "jpg", "pgm", "png", "ppm", "tif", "tiff", "webp")
