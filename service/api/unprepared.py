@@ -5,8 +5,8 @@ import json
 from service.errors import Conflict
 from service.settings import Settings
 from workers.config.dataset import DatasetSpec
-from workers.data.decoded import known_split
-from workers.data.discovery import examine
+from workers.data.preparation.decoded import known_split
+from workers.data.preparation.discovery import examine
 from workers.events import Split
 
 # Of more pictures, or more bytes of files, decoding takes more than the seconds that a request may.

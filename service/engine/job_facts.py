@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from service.db.eta_queries import LiveJob
 from service.db.job_teachers import members_of
 from service.db.models import Json
+from service.db.queries.eta_queries import LiveJob
 from service.estimates.measured import (
     MeasuredTimes,
     cache_identity,
