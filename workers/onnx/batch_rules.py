@@ -125,7 +125,9 @@ def _constant(node: NodeProto, scope: GraphScope) -> Iterator[int]:
     tensor = scope.constants.get(node.input[1]) if len(node.input) > 1 else None
     if tensor is None or tensor.data_type not in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
         return
-    if len(tensor.dims) > 1 or tensor.ByteSize() > 1024:
+    # What lies outside of the graph is too long, and would be looked for in a file.
+    is_outside = tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data
+    if len(tensor.dims) > 1 or tensor.ByteSize() > 1024 or is_outside:
         return
     try:
         values = numpy_helper.to_array(tensor)

@@ -1,13 +1,16 @@
-"""Weights beside an ONNX file, put into it: one self-contained file of a model that was saved as several.
+"""Weights beside an ONNX file (external data): their places, and the bytes that lie there.
 
 Read as strictly as the file itself: a location is the plain name of a file that came with it, never a path; offset and
 length lie inside that file; the length is that of the tensor's shape and type; all of it together is bounded. Nothing
-is opened by a name out of the file: the caller has the bytes.
+is opened by a name out of the file: the caller has the files.
 
 Source: onnx.proto3 of onnx 1.23, ``TensorProto.external_data``. Only onnx and the standard library are imported.
 """
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import IO, NamedTuple
 
 import onnx
 from onnx import TensorProto
@@ -19,7 +22,9 @@ from workers.onnx.scopes import scopes_of
 
 # Advice about a teacher that is too large.
 SMALLER = "convert the weights to float16, or quantise them (onnxruntime.quantization)"
-Bytes = bytes | memoryview
+# A smaller tensor stays in the graph, where onnx's shape inference reads it. That of onnx.save, too.
+MOVED_MIN_BYTES = 1024
+_SKIP_BYTES = 8 << 20
 _KEYS = frozenset({"location", "offset", "length", "checksum"})
 _DIGITS_MAX = 19  # of an offset below 2**63
 # Two values in a byte, so that a shape tells no length.
@@ -27,46 +32,135 @@ _PACKED_NAMES = ("INT4", "UINT4", "INT2", "UINT2", "FLOAT4E2M1")
 _PACKED = tuple(getattr(TensorProto, name) for name in _PACKED_NAMES if hasattr(TensorProto, name))
 
 
+class Place(NamedTuple):
+    """Place of a tensor's values: file name, offset and length in bytes."""
+
+    location: str
+    offset: int
+    length: int
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether a tensor's values lie outside the file, or it says where they would."""
+    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
 def external_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
     """Tensors of all scopes whose values lie outside the file."""
     for scope in scopes_of(model):
-        for tensor in scope.tensors:
-            if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-                yield tensor
+        yield from filter(is_external, scope.tensors)
 
 
-def take_in(model: onnx.ModelProto, file_of: Callable[[str], Bytes], bytes_max: int) -> None:
-    """Put the values of all external tensors into the model.
+def is_movable(tensor: TensorProto, length: int) -> bool:
+    """Whether a tensor's values may lie outside of a graph that we keep: large ones whose length its shape tells."""
+    return length >= MOVED_MIN_BYTES and tensor.data_type not in _PACKED
+
+
+def places_of(
+    tensors: Sequence[TensorProto], size_of: Callable[[str], int], bytes_max: int
+) -> list[tuple[TensorProto, Place]]:
+    """Places of external tensors, each within its file.
 
     Args:
-        model: is changed.
-        file_of: bytes of a file by its plain name; raises InvalidTeacher if it has not come with the model.
+        size_of: bytes of a file by its plain name; raises InvalidTeacher if it has not come with the model.
         bytes_max: of all values together.
 
     Raises:
         InvalidTeacher: a place that is none, or is not the tensor's.
     """
-    total = 0
-    for tensor in external_tensors(model):
-        location, offset, length = _place(tensor)
-        total += length
+    placed, total = [], 0
+    for tensor in tensors:
+        place = place_of(tensor)
+        total += place.length
         if total > bytes_max:
             raise InvalidTeacher(
                 f"the external weights have more than the {bytes_max} bytes allowed together: {SMALLER}"
             )
-        content = file_of(location)
-        if offset + length > len(content):
+        end, size = place.offset + place.length, size_of(place.location)
+        if end > size:
             raise InvalidTeacher(
-                f"the weights {short(tensor.name)!r} lie at {offset} to {offset + length} of {short(location)!r}, "
-                f"which has {len(content)} bytes: the two files are of different exports, or one is cut short"
+                f"the weights {short(tensor.name)!r} lie at {place.offset} to {end} of {short(place.location)!r}, "
+                f"which has {size} bytes: the two files are of different exports, or one is cut short"
             )
-        tensor.raw_data = bytes(content[offset : offset + length])
-        del tensor.external_data[:]
-        tensor.ClearField("data_location")
+        placed.append((tensor, place))
+    return placed
 
 
-def _place(tensor: TensorProto) -> tuple[str, int, int]:
-    """File name, offset and length in bytes of a tensor's values."""
+def pieces(
+    places: Sequence[Place], open_file: Callable[[str], AbstractContextManager[IO[bytes]]], piece_bytes: int
+) -> Iterator[tuple[int, int, bytes]]:
+    """Read the values at some places, each file once from its begin to its end where they do not overlap.
+
+    Args:
+        open_file: of a file by its plain name. It may be compressed: to go back in it is to read it again.
+        piece_bytes: most bytes of a piece.
+
+    Yields:
+        (number of the place, offset in its values, piece), the pieces of a place in their order.
+
+    Raises:
+        InvalidTeacher: a file ends before a place does.
+    """
+    for location in sorted({place.location for place in places}):
+        numbers = [number for number, place in enumerate(places) if place.location == location]
+        with open_file(location) as stream:
+            position = 0
+            for number in sorted(numbers, key=lambda each: places[each].offset):
+                offset, length = places[number].offset, places[number].length
+                if offset < position:
+                    position = stream.seek(offset)
+                # Read over what lies between: an archive then checks its sum of the whole.
+                for _, _ in _read(stream, offset - position, _SKIP_BYTES, location):
+                    pass
+                for start, piece in _read(stream, length, piece_bytes, location):
+                    yield number, start, piece
+                position = offset + length
+            while stream.read(_SKIP_BYTES):
+                pass
+
+
+def _read(stream: IO[bytes], length: int, piece_bytes: int, location: str) -> Iterator[tuple[int, bytes]]:
+    start = 0
+    while start < length:
+        piece = stream.read(min(piece_bytes, length - start))
+        if not piece:
+            raise InvalidTeacher(f"{short(location)!r} ends before it should: it is cut short, send it again")
+        yield start, piece
+        start += len(piece)
+
+
+def take_in(
+    tensors: Sequence[tuple[TensorProto, Place]], open_file: Callable[[str], AbstractContextManager[IO[bytes]]]
+) -> None:
+    """Put the values at their places into tensors. Raises InvalidTeacher."""
+    for tensor, place in tensors:
+        if not place.length:
+            set_values(tensor, b"")
+    held = b""
+    for number, start, piece in pieces([place for _, place in tensors], open_file, sys.maxsize):
+        held = held + piece if start else piece
+        tensor, place = tensors[number]
+        if len(held) == place.length:
+            set_values(tensor, held)
+
+
+def set_values(tensor: TensorProto, values: bytes) -> None:
+    """Put a tensor's values into it, in place of the place where they lay."""
+    tensor.raw_data = values
+    del tensor.external_data[:]
+    tensor.ClearField("data_location")
+
+
+def set_place(tensor: TensorProto, place: Place) -> None:
+    """Have a tensor's values lie outside the file."""
+    del tensor.external_data[:]
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in place._asdict().items():
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def place_of(tensor: TensorProto) -> Place:
+    """Place of a tensor's values, of which nothing is in the file. Raises InvalidTeacher."""
     named = f"the weights {short(tensor.name)!r}"
     given = {entry.key: entry.value for entry in tensor.external_data}
     unknown = given.keys() - _KEYS
@@ -87,7 +181,7 @@ def _place(tensor: TensorProto) -> tuple[str, int, int]:
     held = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
     if any(len(getattr(tensor, field)) for field in held):
         raise InvalidTeacher(f"{named} lie in the file and outside: it is damaged")
-    return location, offset or 0, length
+    return Place(location, offset or 0, length)
 
 
 def _is_plain(location: str) -> bool:

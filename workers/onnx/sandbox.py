@@ -36,6 +36,8 @@ ANSWER_MAX_BYTES = 1 << 20
 _STDERR_BYTES = 8 << 10
 _STDERR_LINES = 4
 _STDERR_CHARS = 600
+# At which a child reads what is large from a slow disk, once.
+_READING_BYTES_PER_S = 64 << 20
 # -I ignores the environment and the working directory, so the place of this package is handed over.
 _START = (
     "import sys; sys.path.append(sys.argv[1]); from workers.onnx import sandbox_child; sandbox_child.{}(sys.argv[2])"
@@ -66,6 +68,11 @@ class _ChildAnswer(BaseModel):
     missing: Annotated[list[str], Field(max_length=8)]
     value: JsonValue = None
     raised: str | None = None
+
+
+def with_reading(timeout_s: float, size_bytes: int) -> float:
+    """Seconds for a child that has so many bytes to read, or to write, beside the ``timeout_s`` for its work."""
+    return timeout_s + size_bytes // _READING_BYTES_PER_S
 
 
 def call(

@@ -52,7 +52,7 @@ def smoke_run(
     Args:
         path: the file.
         size: (height, width) in pixels, for a graph and a preprocessing that both leave them open.
-        timeout_s: for all of it; the child is killed ``GRACE_S`` later.
+        timeout_s: for all of it, beside reading the file; the child is killed ``GRACE_S`` later.
 
     Returns:
         False if no size is known: nothing was run.
@@ -66,6 +66,7 @@ def smoke_run(
     if height is None or width is None:
         return False
     path = path.resolve()
+    timeout_s = sandbox.with_reading(timeout_s, size_of(path))
     outcome = sandbox.call(
         "workers.onnx.smoke_child:answer",
         {
