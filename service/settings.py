@@ -72,7 +72,8 @@ class Settings(BaseSettings):
             much behind 16 KiB/s.
         upload_stall_s: an upload that brings less than a MiB in so long is given up.
         send_stall_s: a connection whose client takes less than 64 KiB of what waits for it in so long is closed.
-        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it.
+        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it;
+            the latter, and those that put files together, have another second for each 64 MiB.
         import_timeout_s: how long importing logits may take once they have come, decoding the dataset included.
         event_poll_s: how often an event stream looks for new rows.
         keep_alive_s: after so long without an event a stream sends a comment.

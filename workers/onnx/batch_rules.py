@@ -16,7 +16,7 @@ from onnx import NodeProto, numpy_helper
 
 from workers.onnx.parsing import short
 from workers.onnx.rules import STANDARD
-from workers.onnx.scopes import GraphScope, scopes_of
+from workers.onnx.scopes import GraphScope, is_external, scopes_of
 from workers.texts import some_of
 
 NO_HINT = (
@@ -126,8 +126,7 @@ def _constant(node: NodeProto, scope: GraphScope) -> Iterator[int]:
     if tensor is None or tensor.data_type not in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
         return
     # What lies outside of the graph is too long, and would be looked for in a file.
-    is_outside = tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data
-    if len(tensor.dims) > 1 or tensor.ByteSize() > 1024 or is_outside:
+    if len(tensor.dims) > 1 or tensor.ByteSize() > 1024 or is_external(tensor):
         return
     try:
         values = numpy_helper.to_array(tensor)

@@ -7,6 +7,7 @@ is opened by a name out of the file: the caller has the files.
 Source: onnx.proto3 of onnx 1.23, ``TensorProto.external_data``. Only onnx and the standard library are imported.
 """
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +19,7 @@ from onnx import TensorProto
 from workers.errors import InvalidTeacher
 from workers.onnx.parsing import listed, short
 from workers.onnx.rules import count_of, element_of
-from workers.onnx.scopes import scopes_of
+from workers.onnx.scopes import is_external, scopes_of
 
 # Advice about a teacher that is too large.
 SMALLER = "convert the weights to float16, or quantise them (onnxruntime.quantization)"
@@ -38,11 +39,6 @@ class Place(NamedTuple):
     location: str
     offset: int
     length: int
-
-
-def is_external(tensor: TensorProto) -> bool:
-    """Whether a tensor's values lie outside the file, or it says where they would."""
-    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
 
 
 def external_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
@@ -101,11 +97,11 @@ def pieces(
     Raises:
         InvalidTeacher: a file ends before a place does.
     """
-    for location in sorted({place.location for place in places}):
-        numbers = [number for number, place in enumerate(places) if place.location == location]
+    in_order = sorted(range(len(places)), key=lambda number: places[number])
+    for location, numbers in itertools.groupby(in_order, lambda number: places[number].location):
         with open_file(location) as stream:
             position = 0
-            for number in sorted(numbers, key=lambda each: places[each].offset):
+            for number in numbers:
                 offset, length = places[number].offset, places[number].length
                 if offset < position:
                     position = stream.seek(offset)

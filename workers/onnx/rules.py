@@ -19,7 +19,7 @@ from onnx import AttributeProto, NodeProto, TensorProto
 from workers.errors import InvalidTeacher
 from workers.onnx.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 from workers.onnx.parsing import EXPORT_HINT, listed, refusing, short
-from workers.onnx.scopes import GraphScope, attribute_graphs, scopes_of, subgraphs
+from workers.onnx.scopes import GraphScope, attribute_graphs, is_external, scopes_of, subgraphs
 
 # com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx.operators``).
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -156,7 +156,7 @@ def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int, *, may_lie_o
     if count > TENSORS_MAX:
         raise InvalidTeacher(f"the graph has {count} constants, at most {TENSORS_MAX} are allowed")
     for tensor in (tensor for scope in scopes for tensor in scope.tensors):
-        is_outside = tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+        is_outside = is_external(tensor)
         if is_outside and not may_lie_outside:
             raise InvalidTeacher(
                 f"the weights {short(tensor.name)!r} lie outside the file (external data). Send both files, as the "

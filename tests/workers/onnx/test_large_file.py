@@ -216,9 +216,9 @@ def test_packing_refuses_a_large_model_whose_weights_are_no_initializers(tmp_pat
 
 
 def test_packing_refuses_a_large_file_beyond_the_limit_and_damaged_archives(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(MODEL)
+    (tmp_path / "d").write_bytes(DATA)
     with pytest.raises(InvalidTeacher, match="more than the 4096 bytes allowed"):
-        (tmp_path / "m").write_bytes(MODEL)
-        (tmp_path / "d").write_bytes(DATA)
         pack(tmp_path / "m", tmp_path / "d", NAME, tmp_path / "m", bytes_max=4096, timeout_s=60, single_max=LARGE)
     model, _, _ = two_files()
     stored = zipped({"m.onnx": model, NAME: DATA + bytes(100_000)})
