@@ -15,6 +15,7 @@ from tests.support import onnx_models
 from tests.workers.onnx.test_packing import DATA, LARGE, MODEL, WHOLE, packed, tarred, two_files, zipped
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
+from workers.onnx import sandbox
 from workers.onnx.check import FILE_MAX_BYTES, check_onnx
 from workers.onnx.confined_session import ConfinedSession, limits_of
 from workers.onnx.external_data import external_tensors
@@ -87,6 +88,27 @@ def test_large_file_is_checked_and_runs_as_the_one_file_would(large: Path, tmp_p
     assert confined.missing == ()
     confined.close()
     assert smoke_run(large, graph, Preprocessing())
+
+
+def test_child_that_fills_a_file_can_do_nothing_else_with_it(tmp_path: Path) -> None:
+    """Its pages are the file; not its size, its rights, nor another descriptor."""
+    size = 1 << 16
+    (tmp_path / "f").write_bytes(bytes(size))
+    before = (tmp_path / "f").stat().st_mode
+    with (tmp_path / "f").open("r+b") as file:
+        outcome = sandbox.call(
+            "tests.support.sandbox_probes:fill_a_file",
+            {"descriptor": file.fileno(), "size": size},
+            readable=[sandbox.ROOT / "tests"],
+            memory_bytes=1 << 30,
+            timeout_s=20,
+            descriptors=[file.fileno()],
+        )
+    assert isinstance(outcome.value, dict)
+    assert outcome.value.pop("write") == outcome.value.pop("append") == "OSError"  # EFBIG
+    assert set(outcome.value.values()) == {"PermissionError"}
+    assert (tmp_path / "f").read_bytes() == bytes([7]) * size
+    assert (tmp_path / "f").stat().st_mode == before
 
 
 def test_large_file_whose_output_shapes_are_derived(tmp_path: Path) -> None:
