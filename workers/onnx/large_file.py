@@ -43,7 +43,7 @@ class LargeLayout(NamedTuple):
 
     @property
     def data_offset(self) -> int:
-        """Where the tensors begin."""
+        """Offset of the first tensor."""
         return BLOCK + padded(self.graph_bytes) + BLOCK
 
     @property

@@ -116,7 +116,7 @@ def _graph_too_large() -> InvalidTeacher:
 
 
 class _Target(NamedTuple):
-    """Where the values of a tensor go: to an offset in the data, or into the graph (None)."""
+    """Destination of the values of a tensor: an offset in the data, or the graph (None)."""
 
     tensor: TensorProto
     place: Place

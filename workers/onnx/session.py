@@ -155,7 +155,7 @@ class OnnxSession:
 
 
 def _model(path: Path, options: onnxruntime.SessionOptions) -> Path | bytes:
-    """What a session loads: the file, or the graph of a large teacher's file, whose weights are in that file."""
+    """Model for a session: the file, or the graph of a large teacher's file, whose weights are in that file."""
     path = path.resolve()
     layout = find_layout(path) if path.is_file() else None
     if layout is None:

@@ -174,7 +174,7 @@ def _keep(
 
 @contextmanager
 def _one_file(upload: Upload, ctx: Context) -> Iterator[tuple[Path, PackedFile]]:
-    """What has come as one file, its weights in it, with digest and size; it is removed unless it was renamed."""
+    """Path of the upload as one file, its weights in it, with digest and size; removed unless it was renamed."""
     if upload.data is None and not is_archive(upload.path):
         yield upload.path, PackedFile(upload.sha256, upload.size_bytes)
         return
