@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, Json
+from service.db.scheduling.backoff import Backoff, after_loss
 from service.db.states import State
 from service.engine.allocation import Need
 from service.engine.progress import CacheProgress

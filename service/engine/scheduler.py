@@ -20,10 +20,10 @@ import time
 import structlog
 from structlog.contextvars import bound_contextvars
 
-from service.db.backoff import read_backoff
 from service.db.engine_queries import EngineQueries
-from service.db.eta_queries import EtaQueries
 from service.db.models import JobRecord, Json
+from service.db.queries.eta_queries import EtaQueries
+from service.db.scheduling.backoff import read_backoff
 from service.db.states import TERMINAL, State
 from service.engine.active_jobs import CACHES, ActiveJob, Work
 from service.engine.adoption import find_runs

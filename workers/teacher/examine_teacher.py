@@ -17,8 +17,8 @@ from workers.config.job import JobSpec, Plan
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation, Views
-from workers.data.decoded import KnownSplit
-from workers.data.prepared import Dataset
+from workers.data.preparation.decoded import KnownSplit
+from workers.data.preparation.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import Emit, Log, PreflightChecked, ShouldStop, Split
 from workers.teacher.cache_plan import KnownTeacher, cache_specs, views_of_teacher

@@ -12,10 +12,10 @@ from workers.config.cache import check_encoding
 from workers.config.job import JobSpec
 from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
-from workers.data.decoded import KnownSplit
-from workers.data.discovery import examine
-from workers.data.prepare import prepare_splits
-from workers.data.row_digests import overlap_warnings
+from workers.data.preparation.decoded import KnownSplit
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.prepare import prepare_splits
+from workers.data.preparation.row_digests import overlap_warnings
 from workers.events import Emit, ShouldStop, Split, with_prefix
 from workers.teacher.cache_plan import CachePlan, EncodingCheck, MemberPlan
 from workers.teacher.combined_cache import combined_specs, member_job

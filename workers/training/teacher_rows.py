@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from store import CacheReader
-from workers.training import on_device
+from workers.training.feed import on_device
 
 # Where logits come from the disk, it is told so early what will be wanted.
 _BATCHES_AHEAD = 4

@@ -20,7 +20,7 @@ from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes
 from tests.workers.onnx.test_packing import tarred, zipped
 from workers.onnx import versions
 from workers.onnx.large_file import find_layout
-from workers.onnx.packing import pack
+from workers.onnx.uploads.packing import pack
 
 pytest_plugins = ["tests.support.service_fixtures"]
 GRAY = PREPROCESSING.model_dump_json()

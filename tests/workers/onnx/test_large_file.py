@@ -17,14 +17,14 @@ from tests.support import onnx_models
 from tests.workers.onnx.test_packing import DATA, LARGE, MODEL, WHOLE, packed, tarred, zipped
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx import sandbox
-from workers.onnx.check import FILE_MAX_BYTES, check_onnx
-from workers.onnx.confined_session import ConfinedSession, limits_of
-from workers.onnx.external_data import external_tensors
+from workers.onnx.checks.check import FILE_MAX_BYTES, check_onnx
 from workers.onnx.large_file import BLOCK, DATA_NAME, GRAPH_NAME, LargeLayout, find_layout, read_graph
-from workers.onnx.packing import pack
-from workers.onnx.session import OnnxSession
-from workers.onnx.smoke_test import smoke_run
+from workers.onnx.sandboxing import sandbox
+from workers.onnx.sessions.confined_session import ConfinedSession, limits_of
+from workers.onnx.sessions.session import OnnxSession
+from workers.onnx.sessions.smoke_test import smoke_run
+from workers.onnx.uploads.external_data import external_tensors
+from workers.onnx.uploads.packing import pack
 
 NAME = "m.onnx.data"
 # Of the file that two_files() makes: a teacher's digest is its identity, and keys of caches hold it.

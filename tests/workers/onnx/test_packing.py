@@ -16,9 +16,9 @@ from onnx import TensorProto, numpy_helper
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
-from workers.onnx.check import check_onnx
-from workers.onnx.packing import is_archive, pack
-from workers.onnx.packing_child import answer, fill
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.uploads.packing import is_archive, pack
+from workers.onnx.uploads.packing_child import answer, fill
 
 LIMIT = 1 << 20
 LARGE = 2048  # most bytes of one ONNX file, in place of 2 GiB
