@@ -15,7 +15,7 @@ from workers.data.prepared import Dataset
 from workers.training.batches import ALL, BatchShare, TrainingBatch, ViewBatch
 from workers.training.on_device import SplitPictures
 from workers.training.prefetch import prefetch
-from workers.training.teacher_rows import TeacherRows
+from workers.training.training_feed import TeacherRows
 
 
 class EvaluationFeed:
