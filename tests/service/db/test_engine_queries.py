@@ -21,10 +21,11 @@ from service.db.api_queries import ApiQueries
 from service.db.columns import UtcDateTime
 from service.db.database import Database, upgrade_to_head
 from service.db.deletion import Deleter
-from service.db.engine_queries import EngineQueries, actor_name
+from service.db.engine_queries import EngineQueries
 from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.states import LIVE, State
+from service.db.transitions import actor_name
 from service.errors import Conflict, LeaseLost, NotFound
 from tests.support.service_helpers import add_job, finish, make_plan, make_settings, start_run, teacher_row
 
