@@ -80,6 +80,11 @@ class Dataset(ABC):
         return self if self.class_names else replace(self, class_names=numbered(classes))
 
     @property
+    def known(self) -> decoded.KnownSplit:
+        """What caches of it are known by."""
+        return decoded.KnownSplit(self.fingerprint, self.samples, self.height, self.width)
+
+    @property
     def has_unlabelled(self) -> bool:
         """Whether some picture has no label."""
         return has_unlabelled(self.labels_N)
