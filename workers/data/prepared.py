@@ -81,7 +81,7 @@ class Dataset(ABC):
 
     @property
     def known(self) -> decoded.KnownSplit:
-        """What caches of it are known by."""
+        """Facts about the split that caches are known by."""
         return decoded.KnownSplit(self.fingerprint, self.samples, self.height, self.width)
 
     @property
