@@ -126,7 +126,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> "Digits":
 @pytest.fixture
 def without_onnx(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process leave no student.onnx: to export it takes four times as long as to train on digits."""
-    from workers.training.onnx_export import Exported
+    from workers.training.artifacts.onnx_export import Exported
 
     monkeypatch.setattr("workers.training.result.export_onnx", lambda *_: Exported(0.0, None))
 

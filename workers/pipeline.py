@@ -23,7 +23,7 @@ from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.training import Training
 from workers.config.views import Views
-from workers.data.prepare import prepare_splits
+from workers.data.preparation.prepare import prepare_splits
 from workers.errors import InvalidDataset, InvalidJob, WorkerError
 from workers.events import Emit, ShouldStop, Split, Stage, ignore, never
 from workers.methods.catalog import parse_method

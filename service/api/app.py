@@ -52,7 +52,7 @@ from service.api.routes import (
     temperatures,
     webhooks,
 )
-from service.db.api_keys import NOTE_USES_S, KeyRing
+from service.db.keys.api_keys import NOTE_USES_S, KeyRing
 from service.db.webhook_outbox import WebhookOutbox
 from service.paths import API_PREFIX, DOCS_PATH, IMPORT_PATH, REDOC_PATH, STUDENT_UPLOAD_PATH, UPLOAD_PATH
 from service.settings import Settings

@@ -20,8 +20,8 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import HTTPConnection
 
 from service.api.query_names import check_query
-from service.db.api_keys import KeyRing, any_live_key, digest_of_secret
-from service.db.scopes import THIS_MACHINE, Caller, Scope
+from service.db.keys.api_keys import KeyRing, any_live_key, digest_of_secret
+from service.db.keys.scopes import THIS_MACHINE, Caller, Scope
 from service.errors import BadKeyFile, Forbidden, ForeignOrigin, Unauthorized, UnsafeBinding
 from service.settings import Settings
 from workers.errors import InvalidText

@@ -7,9 +7,9 @@ from contextlib import suppress
 from functools import lru_cache
 
 from service.api.schemas.caches import CacheUse, CacheUser
-from service.db.cache_use import TrainedRun, UsingJob, cache_events, jobs_of_cache, trained_runs
 from service.db.database import Database
 from service.db.models import Json
+from service.db.queries.cache_use import TrainedRun, UsingJob, cache_events, jobs_of_cache, trained_runs
 from store import Catalog, StoreError
 from store.catalog import CacheEntry
 from store.spec import CacheSpec

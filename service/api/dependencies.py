@@ -14,13 +14,13 @@ from service.api.connections import Connections, Waits, connections_max
 from service.api.event_feed import EventFeed
 from service.api.rate_limits import ConcurrencyLimit, KeyedSemaphore, RateLimit
 from service.api.schemas.base import Page
-from service.db.api_keys import KeyRing, Keys
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
 from service.db.engine_queries import EngineQueries
-from service.db.job_control import JobControl
-from service.db.version import DatabaseVersion
+from service.db.keys.api_keys import KeyRing, Keys
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.version import DatabaseVersion
+from service.db.scheduling.job_control import JobControl
 from service.errors import DiskFloor
 from service.operations.disk import Freeable
 from service.operations.readiness import ReadinessCheck

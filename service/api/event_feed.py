@@ -19,8 +19,8 @@ from fastapi.sse import format_sse_event
 from pydantic import ValidationError
 
 from service.api.schemas.events import Event
-from service.db.api_queries import ApiQueries
 from service.db.models import EventRecord, JobRecord, RunRecord
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import TERMINAL
 from service.db.transitions import unreadable
 

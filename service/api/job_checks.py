@@ -10,9 +10,9 @@ from pathlib import Path
 
 from service.api.dependencies import Context
 from service.api.schemas.jobs import JobRequest
-from service.db.api_queries import DATASET, ApiQueries
 from service.db.job_teachers import ChosenTeacher, imported_record
 from service.db.models import TeacherRecord
+from service.db.queries.api_queries import DATASET, ApiQueries
 from service.errors import InvalidRequest
 from service.estimates.caches import known_class_names, known_splits
 from service.settings import Settings
@@ -27,13 +27,13 @@ from workers.config.labels import check_labels
 from workers.config.run_block import RunBlock
 from workers.config.teacher import TeacherReading
 from workers.config.views import ResizedCrop
-from workers.data.discovery import examine
-from workers.data.kinds.base import Source
+from workers.data.dataset_kind import Source
+from workers.data.preparation.discovery import examine
 from workers.errors import ContractViolation, InvalidTeacher, UnknownName
 from workers.events import Split
-from workers.onnx.inputs import Scalar
-from workers.onnx.inspection import inspect_in_subprocess
-from workers.onnx.teacher_graph import class_count
+from workers.onnx.checks.inputs import Scalar
+from workers.onnx.checks.teacher_graph import class_count
+from workers.onnx.uploads.inspection import inspect_in_subprocess
 from workers.spec import Size
 from workers.students.catalog import check_batch_size, check_image_side
 from workers.teacher.class_columns import ClassColumns, match_classes

@@ -8,10 +8,10 @@ from service.api.schemas.job_teachers import JobTeacher
 from service.api.schemas.jobs import Inference, Job, JobProgress, JobSummary, TeacherForwards
 from service.api.schemas.runs import ErrorInfo, SetAside
 from service.api.schemas.webhooks import WebhookDelivery
-from service.db.api_queries import ApiQueries
-from service.db.backoff import read_backoff
 from service.db.job_teachers import members_of
 from service.db.models import JobRecord, Json
+from service.db.queries.api_queries import ApiQueries
+from service.db.scheduling.backoff import read_backoff
 from service.db.states import State
 from service.db.webhook_outbox import WebhookOutbox
 

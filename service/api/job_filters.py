@@ -8,9 +8,9 @@ from fastapi import Depends, Query
 from pydantic import BeforeValidator, WithJsonSchema
 
 from service.api.dependencies import Ctx, Text
-from service.db.api_queries import ApiQueries
 from service.db.job_labels import dataset_text
-from service.db.job_search import JobFilter, JobOrder, RunFilter
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.job_search import JobFilter, JobOrder, RunFilter
 from service.db.states import State
 
 _BEGINS_WITH_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")

@@ -22,7 +22,7 @@ from workers.config.dataset import thumbnail_warnings
 from workers.config.job import Plan
 from workers.config.labels import class_warnings, label_warnings
 from workers.config.teacher import Preprocessing
-from workers.data.kinds.base import Source
+from workers.data.dataset_kind import Source
 from workers.unlabelled import numbered
 
 

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from service import errors
 from service.api.openapi import allowed_methods
 from service.api.schemas.problems import FieldProblem, Problem
-from service.db.connections import LogGone
+from service.db.connection.connections import LogGone
 from service.db.database import DatabaseDiskError, DatabaseFull
 from store import (
     AmbiguousKey,

@@ -18,31 +18,11 @@ from typing import Annotated
 
 import typer
 
-from service.cli import (
-    add_runs,
-    backup,
-    caches,
-    doctor,
-    evaluate,
-    extend,
-    gc,
-    job_labels,
-    jobs,
-    keys,
-    methods,
-    parity,
-    plot,
-    recipes,
-    reports,
-    reproduce,
-    resources,
-    serve,
-    streams,
-    students,
-    trackers,
-    webhooks,
-)
+from service.cli.administration import backup, doctor, gc, keys, webhooks
 from service.cli.base import CliSession, sentence
+from service.cli.inputs import caches, methods, parity, resources, students
+from service.cli.job_commands import add_runs, evaluate, extend, job_labels, jobs, plot, recipes, reports, reproduce
+from service.cli.processes import serve, streams, trackers
 from service.client.transport import DEFAULT_URL
 from workers.texts import nearest_name, printable
 

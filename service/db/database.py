@@ -21,8 +21,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import PoolProxiedConnection
 
-from service.db import database_errors, revisions
-from service.db.connections import BUSY_TIMEOUT_MS, IMMEDIATE, engine_of, read_url
+from service.db import revisions
+from service.db.connection import database_errors
+from service.db.connection.connections import BUSY_TIMEOUT_MS, IMMEDIATE, engine_of, read_url
 from service.errors import ServiceError
 
 WRITE_LOCK = 0x5245544F5254  # "RETORT": any constant that no other user of the database takes

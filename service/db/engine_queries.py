@@ -15,12 +15,12 @@ from collections.abc import Collection
 
 from sqlalchemy import select
 
-from service.db import set_aside
-from service.db.backoff import Backoff
-from service.db.cache_use import caches_of_live_jobs
 from service.db.event_queries import JOB_FIELDS, EventQueries, check_fields
 from service.db.models import JobRecord, Json, RunRecord
-from service.db.run_queries import RunQueries
+from service.db.queries.cache_use import caches_of_live_jobs
+from service.db.scheduling import set_aside
+from service.db.scheduling.backoff import Backoff
+from service.db.scheduling.run_queries import RunQueries
 from service.db.states import LIVE, TABLE, TERMINAL, WORKING, State
 from service.db.transitions import (
     Attempts,

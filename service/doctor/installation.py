@@ -20,8 +20,8 @@ from service.operations.readiness import Readiness, ReadinessCheck
 from service.paths import local_url
 from service.settings import Settings
 from workers.config.dataset import DatasetSpec
-from workers.data.discovery import examine
 from workers.data.kinds.registry import built_in_kinds, kind_classes
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset
 from workers.texts import some_of
 

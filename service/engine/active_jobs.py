@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Self
 
-from service.db.backoff import Backoff, after_loss, read_backoff
 from service.db.models import JobRecord, Json, RunRecord
+from service.db.scheduling.backoff import Backoff, after_loss, read_backoff
 from service.db.states import State
 from service.engine.allocation import Need
 from service.engine.progress import CacheProgress

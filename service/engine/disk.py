@@ -9,10 +9,10 @@ import time
 
 import structlog
 
-from service.db import set_aside
-from service.db.backoff import TryBackoff
 from service.db.engine_queries import EngineQueries
 from service.db.models import Json
+from service.db.scheduling import set_aside
+from service.db.scheduling.backoff import TryBackoff
 from service.operations.disk import DiskWatch, Fault, Freeable, places
 from service.operations.readiness import EngineParts
 from service.settings import Settings

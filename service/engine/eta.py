@@ -15,9 +15,9 @@ from datetime import datetime
 import structlog
 
 from service.db.database import DatabaseDiskError
-from service.db.eta_queries import EtaQueries, LiveJob, LiveRun
 from service.db.job_teachers import members_of
 from service.db.models import Json, utc_now
+from service.db.queries.eta_queries import EtaQueries, LiveJob, LiveRun
 from service.db.states import State
 from service.db.transitions import DAMAGED
 from service.errors import LeaseLost

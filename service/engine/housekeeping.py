@@ -7,10 +7,10 @@ from contextlib import suppress
 import structlog
 from sqlalchemy import select
 
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
+from service.db.deletions.retention import Limits, Retention
 from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
-from service.db.retention import Limits, Retention
 from service.db.states import State
 from service.engine.attempt_files import keep_farthest_checkpoint
 from service.operations.exports import remove_old

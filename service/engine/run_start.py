@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import structlog
 
-from service.db.backoff import read_backoff, why_set_back
 from service.db.models import RunRecord
+from service.db.scheduling.backoff import read_backoff, why_set_back
 from service.db.states import State
 from service.engine.active_jobs import ActiveJob, Work, share_of
 from service.engine.allocation import FreeResources, Need

@@ -22,8 +22,8 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from service.db.engine_queries import EngineQueries
-from service.db.eta_queries import EtaQueries
 from service.db.models import JobRecord, Json
+from service.db.queries.eta_queries import EtaQueries
 from service.db.states import TERMINAL, State
 from service.engine.active_jobs import ACTIVE_JOBS_EVER_MAX, CACHES, ActiveJob, Work, has_turn
 from service.engine.adoption import adopt_jobs

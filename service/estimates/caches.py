@@ -15,10 +15,10 @@ import numpy as np
 from store import CacheNotFound, CacheSpec, Catalog, chunks_bytes, full_bytes
 from store.spec import StoredKind
 from workers.config.job import Plan
-from workers.data.decoded import META, KnownSplit, folder_of_copy, known_split
-from workers.data.holdout_rows import holdout_fingerprint, holdout_rows
-from workers.data.holdout_spec import Holdout
-from workers.data.kinds.base import Source
+from workers.data.dataset_kind import Source
+from workers.data.preparation.decoded import META, KnownSplit, folder_of_copy, known_split
+from workers.data.preparation.holdout_rows import holdout_fingerprint, holdout_rows
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidDataset
 from workers.events import Split
 from workers.teacher.cache_plan import KnownTeacher, cache_specs

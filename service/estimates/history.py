@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.db.database import Database
 from service.db.job_teachers import members_of
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, RunRecord, TeacherRecord
-from service.db.packed_events import unpack
+from service.db.queries.packed_events import unpack
 from service.db.states import State
 from service.db.transitions import DAMAGED, event_rows
 from service.estimates.measured import (

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL
 
-from service.db.cache_use import caches_of_live_jobs
 from service.db.database import Database
+from service.db.queries.cache_use import caches_of_live_jobs
 from service.settings import MiB, Settings
 from service.units import size
 from store import Catalog

@@ -14,7 +14,7 @@ from service.paths import EXPORT_SUFFIXES
 from store import CacheSpec
 from store.export import ExportFormat, SampleFacts, export_cache
 from store.statistics import STATISTICS
-from workers.data.prepared import open_prepared, row_ids
+from workers.data.preparation.prepared import open_prepared, row_ids
 from workers.errors import InvalidDataset
 from workers.files import file_sha256, replacing
 

@@ -53,12 +53,12 @@ from workers.augmentation.apply import to_input
 from workers.config.job import StudentSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Sgd, Training
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import ignore
 from workers.precision import Precision, choose_precision
 from workers.students.build import build_student
-from workers.training.batches import student_preprocessing
+from workers.training.feed.batches import student_preprocessing
 from workers.training.loop import train_run
 from workers.training.training_feed import TrainingFeed
 

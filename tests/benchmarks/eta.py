@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.cli.background_service import BackgroundService
+from service.cli.processes.background_service import BackgroundService
 from service.client.client import Client
 from service.client.transport import Document
 from service.db.states import TERMINAL

@@ -30,7 +30,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
-from workers.onnx import check, parsing, rules, scopes
+from workers.onnx.checks import check, parsing, rules, scopes
 
 LIMITS = check.FileLimits(file_bytes=1 << 20, tensor_bytes=1 << 24, nodes=5000)
 MEMORY_BYTES = 4 << 30

@@ -40,7 +40,7 @@ from workers.augmentation.apply import to_input
 from workers.config.job import RunSpec, StudentSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Sgd, Training
-from workers.data.prepared import open_prepared
+from workers.data.preparation.prepared import open_prepared
 from workers.devices import new_stream
 from workers.errors import first_line
 from workers.events import Emit, Log, ignore, never
@@ -48,7 +48,7 @@ from workers.methods.catalog import parse_method
 from workers.precision import Precision, choose_precision, float32_as
 from workers.teacher.teacher import Teacher
 from workers.training import loop
-from workers.training.batches import student_preprocessing
+from workers.training.feed.batches import student_preprocessing
 from workers.training.run import RunState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -310,7 +310,10 @@ def _synchronisations(order: TrainingTask) -> Counter[str]:
 
     try:
         # An event reads the sums; it comes once in two seconds, and not with every step.
-        with warnings.catch_warnings(record=True) as caught, patch("workers.training.step_reports.INTERVAL_S", inf):
+        with (
+            warnings.catch_warnings(record=True) as caught,
+            patch("workers.training.metrics.step_reports.INTERVAL_S", inf),
+        ):
             warnings.simplefilter("always")
             list(loop.train_group([train_steps(order, before_step)]))
     finally:
@@ -347,7 +350,7 @@ def resident(bench: Bench) -> Findings:
     data = bench.write("large", *((600, 200, 64) if bench.quick else (20_000, 200, 64)))
     case = Case("resnet20", batch=32 if bench.quick else 256)
     near = bench.seconds([bench.order(case, data)])
-    with patch("workers.training.on_device.fits", lambda *_: False):
+    with patch("workers.training.feed.on_device.fits", lambda *_: False):
         far = bench.seconds([bench.order(case, data)])
     yield Finding(
         f"64 x 64, B={case.batch}, mapped / resident",

@@ -34,13 +34,13 @@ from tests.support.digits import Digits, make_digits
 from tests.support.process_table import processes_with
 from tests.support.processes import Processes, job_of, running_service, uploaded
 from workers.cluster.head_folder import machine_folder
-from workers.onnx.confined_session import MEMORY_SHARE
+from workers.onnx.sessions.confined_session import MEMORY_SHARE
 
 PARTS = ("loops", "memory", "crash")
 JOBS = 8
 # To 16 GiB.
 DOUBLINGS = 22
-CHILD = "workers.onnx.session_child"
+CHILD = "workers.onnx.sessions.session_child"
 LOOK_S = 0.05
 # Of processor time in its loop, before the process is ended.
 AT_WORK_S = 3.0

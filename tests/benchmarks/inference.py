@@ -43,13 +43,13 @@ from workers.augmentation.apply import make_views
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import CropFlip
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset
 from workers.students.build import build_student
 from workers.teacher.inference import infer_blocks, inference_batch
 from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
-from workers.training.onnx_export import Student, export_onnx
+from workers.training.artifacts.onnx_export import Student, export_onnx
 
 BAR = 0.95
 BLOCKS_PER_TURN = 2

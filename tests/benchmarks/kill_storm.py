@@ -29,8 +29,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 
-from service.cli.background_service import BackgroundService
-from service.cli.supervisor import free_port
+from service.cli.processes.background_service import BackgroundService
+from service.cli.processes.supervisor import free_port
 from service.client.client import Client
 from service.client.transport import Document
 from tests.benchmarks.bench import show

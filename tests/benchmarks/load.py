@@ -28,13 +28,13 @@ from typing import Any
 
 import httpx2
 
-from service.cli.background_service import BackgroundService
-from service.cli.supervisor import command, free_port
+from service.cli.processes.background_service import BackgroundService
+from service.cli.processes.supervisor import command, free_port
 from service.client.client import Client
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.models import RunRecord
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import State
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.memory import own_bytes

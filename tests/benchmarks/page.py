@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import httpx2
 from playwright.sync_api import sync_playwright
 
-from service.cli.supervisor import command, free_port
+from service.cli.processes.supervisor import command, free_port
 from tests.benchmarks.bench import options, show, write
 from tests.benchmarks.load import api_alone, fill_list, measure_clients
 from tests.benchmarks.memory import own_bytes

@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from service.cli.processes.supervisor import free_port
 from service.cli.render import console, table
-from service.cli.supervisor import free_port
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import State
 from tests.benchmarks.load import METHODS, percentile_ms
 from tests.support.filled import fill

@@ -17,14 +17,14 @@ from pathlib import Path
 
 from sqlalchemy import func, select, update
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
+from service.db.deletions.retention import DAY_S, Limits, Retention
+from service.db.deletions.usage import usage
 from service.db.engine_queries import EngineQueries
 from service.db.models import EventRecord, JobRecord, Json, PackedEventsRecord, utc_now
-from service.db.retention import DAY_S, Limits, Retention
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import State
-from service.db.usage import usage
 from service.engine.attempt_files import list_artifacts
 from service.settings import Settings
 from tests.support.service_helpers import make_plan, make_settings, teacher_row

@@ -38,12 +38,12 @@ from tests.conftest import SHARED
 from workers.augmentation.apply import apply
 from workers.augmentation.draw import draw
 from workers.config.views import Augmentation, CropFlip, ResizedCrop, Views
-from workers.data.image_files import PictureFiles
 from workers.data.kinds.folder import FolderDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import FilesDataset
-from workers.training.batches import epoch_order
-from workers.training.image_loader import Work, worker_processes
+from workers.data.preparation.image_files import PictureFiles
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import FilesDataset
+from workers.training.feed.batches import epoch_order
+from workers.training.feed.image_loader import Work, worker_processes
 from workers.training.training_feed import TrainingFeed
 
 BAR = 0.9

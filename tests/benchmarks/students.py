@@ -27,7 +27,7 @@ from tests.benchmarks.memory import own_bytes
 from tests.benchmarks.training import WARM_UP_STEPS, seconds_of_step, train_steps, write_data
 from workers.config.task import TrainingTask
 from workers.config.training import Training
-from workers.data.prepared import open_prepared
+from workers.data.preparation.prepared import open_prepared
 from workers.methods.catalog import parse_method
 from workers.training.loop import train_group
 from workers.training.training_feed import TrainingFeed

@@ -18,8 +18,8 @@ from workers.config.task import Folders, TrainingTask
 from workers.config.training import Training
 from workers.config.views import CropFlip, Views
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import Emit, ignore
 from workers.methods.catalog import parse_method

@@ -27,7 +27,7 @@ from workers.objective.statistics import batch_as_cache, row_statistics
 from workers.objective.view import View
 from workers.run_files import CHECKPOINT
 from workers.teacher.teacher import Teacher
-from workers.training.batches import LoadedBatch, epoch_order
+from workers.training.feed.batches import LoadedBatch, epoch_order
 from workers.training.loop import train_group, train_run
 from workers.training.not_finite import ComputeStep, check_every, explain_not_finite
 from workers.training.run import RunState
@@ -103,7 +103,7 @@ def test_training_feed_gives_the_batches_of_the_cpu(
     fits: bool, digits: Digits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fits:
-        monkeypatch.setattr("workers.training.on_device.fits", lambda *_: False)
+        monkeypatch.setattr("workers.training.feed.on_device.fits", lambda *_: False)
     here, there = (
         TrainingFeed(digits.train, digits.views, digits.train_reader(), 64, 3, device, views_per_step=2)
         for device in (torch.device("cpu"), CUDA)
@@ -232,7 +232,7 @@ def test_a_bad_step_is_named_later_and_leaves_the_weights_before_it(
 
     monkeypatch.setattr("workers.training.group.explain_not_finite", explain)
     # An event reads the flag, too.
-    monkeypatch.setattr("workers.training.step_reports.INTERVAL_S", inf)
+    monkeypatch.setattr("workers.training.metrics.step_reports.INTERVAL_S", inf)
     with pytest.raises(
         NotFinite, match=rf"epoch 1, step {bad_step(seed) + 1}, .*\(sample {row} of the training split\)"
     ):

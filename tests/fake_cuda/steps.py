@@ -27,8 +27,9 @@ from workers.errors import Stopped
 from workers.events import Epoch, ignore
 from workers.methods.catalog import parse_method
 from workers.methods.combined import PRESETS
-from workers.training import loop, step_reports
+from workers.training import loop
 from workers.training import run as training_run
+from workers.training.metrics import step_reports
 from workers.training.run_handle import RunHandle
 
 P, R = ParamSpec("P"), TypeVar("R")

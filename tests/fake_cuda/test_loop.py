@@ -25,14 +25,15 @@ from workers.precision import choose_precision
 from workers.students.build import build_student
 from workers.teacher.sessions import Device
 from workers.teacher.teacher import Teacher
-from workers.training import loop, on_device
-from workers.training.batch_graph import BatchGraph
-from workers.training.batches import BatchInputs, LoadedBatch
-from workers.training.host_copy import to_host
-from workers.training.prefetch import prefetch
+from workers.training import loop
+from workers.training.checkpoints.host_copy import to_host
+from workers.training.cuda_graphs.batch_graph import BatchGraph
+from workers.training.cuda_graphs.step_graph import StepGraph
+from workers.training.feed import on_device
+from workers.training.feed.batches import BatchInputs, LoadedBatch
+from workers.training.feed.prefetch import prefetch
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.step_graph import StepGraph
 
 pytestmark = pytest.mark.fake_cuda
 

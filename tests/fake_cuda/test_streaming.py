@@ -14,7 +14,7 @@ from tests.fake_cuda.counts import counting
 from tests.fake_cuda.processes import FakeCuda
 from tests.workers.training.test_image_loader import RECIPES, Stuck, damage, feed, files, work, write_pictures
 from workers.errors import InvalidDataset, Stopped
-from workers.training.image_loader import PictureStream
+from workers.training.feed.image_loader import PictureStream
 
 pytestmark = pytest.mark.fake_cuda
 

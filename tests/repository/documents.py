@@ -25,7 +25,7 @@ from service.db.states import TABLE
 from service.settings import PREFIX, GiB, MiB, Settings
 from tests.repository import client_code
 from workers.config import recipes as job_recipes
-from workers.data.kinds.base import DatasetKind
+from workers.data.dataset_kind import DatasetKind
 from workers.data.kinds.registry import KINDS as DATASET_KINDS
 from workers.methods.catalog import describe, describe_losses, describe_policies
 from workers.methods.combined import PRESETS

@@ -46,9 +46,9 @@ JOB = (
     "workers.cluster.ray_cluster:CachesActor.work",
     "workers.cluster.ray_cluster:CachesActor._build",
     "workers.teacher.plan_caches:plan_caches",
-    "workers.data.prepare:prepare_splits",
-    "workers.data.prepare:prepare",
-    "workers.data.prepare:_prepare",
+    "workers.data.preparation.prepare:prepare_splits",
+    "workers.data.preparation.prepare:prepare",
+    "workers.data.preparation.prepare:_prepare",
     "workers.teacher.plan_caches:examine_teacher",
     "workers.teacher.plan_caches:_run_preflight",
     "workers.teacher.plan_caches:Examined.caches",
@@ -122,7 +122,7 @@ STEP = (
     "workers.objective.objective:_values",
     "workers.objective.kl:compute_divergences",
     "workers.objective.objective:weighted_sum",
-    "workers.training.epoch_sums:EpochSums.add",
+    "workers.training.metrics.epoch_sums:EpochSums.add",
 )
 
 # An event of a run; from the worker's ``emit`` to its row. Each function that it passes through is a hand.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from workers.data.kinds import base, registry
-from workers.data.kinds.base import DatasetKind
+from workers.data import dataset_kind as base
+from workers.data.dataset_kind import DatasetKind
+from workers.data.kinds import registry
 from workers.data.kinds.registry import KINDS, built_in_kinds, kind_classes
 
 ROOT = Path(__file__).resolve().parents[2]

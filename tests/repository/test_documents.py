@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from service.cli.supervisor import free_port
+from service.cli.processes.supervisor import free_port
 from service.client.client import Client
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.repository.documents import BLOCK, GENERATED, ROOT, documents, rewritten

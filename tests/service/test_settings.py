@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from service.db.database import Database
 from service.errors import InvalidSettings
 from service.settings import TEACHER_MAX_BYTES, Settings, unknown_variables
-from workers.onnx.check import LIMITS
+from workers.onnx.checks.check import LIMITS
 
 ROOT = Path(__file__).resolve().parents[2]
 

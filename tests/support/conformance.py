@@ -17,17 +17,17 @@ import httpx2
 from service.api.schemas.methods import EXAMPLE_CACHE
 from service.api.schemas.student_files import EXAMPLE_STUDENT_FILE
 from service.api.schemas.teachers import EXAMPLE_TEACHER
+from service.db.deletions.student_files import StudentFiles
 from service.db.ids import new_id
+from service.db.keys.scopes import Scope
 from service.db.models import DatasetRecord, EngineRecord, TeacherRecord, utc_now
-from service.db.scopes import Scope
 from service.db.states import State
 from service.db.student_file_record import StudentFileRecord
-from service.db.student_files import StudentFiles
 from service.settings import Settings
 from tests.support.filled import ARTIFACT, fill, make_cache
 from tests.support.service_helpers import Api, make_plan, make_settings, teacher_row
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 from workers.logs import RUN_LOG
 
 KEY = "0123456789abcdef0123456789abcdef"

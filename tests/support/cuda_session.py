@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from workers.errors import OutOfMemory
-from workers.onnx import session
-from workers.onnx.session import CPU, CUDA_PROVIDER, OnnxSession
-from workers.onnx.teacher_graph import FixedInput
+from workers.onnx.checks.teacher_graph import FixedInput
+from workers.onnx.sessions import session
+from workers.onnx.sessions.session import CPU, CUDA_PROVIDER, OnnxSession
 from workers.teacher import sessions
 
 MEMORY_BYTES = 1 << 30

@@ -17,8 +17,8 @@ from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.training import AdamW, CosineSchedule, Training
 from workers.config.views import CropFlip, Views
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare_splits
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepare import prepare_splits
+from workers.data.preparation.prepared import Dataset
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import train_supervised

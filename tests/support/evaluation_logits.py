@@ -11,11 +11,11 @@ from torch import Tensor
 
 from workers.config.task import TrainingTask
 from workers.config.teacher import Preprocessing
-from workers.data.prepared import open_prepared
+from workers.data.preparation.prepared import open_prepared
 from workers.events import ignore, never
 from workers.run_files import ARTIFACTS
 from workers.teacher.teacher import Teacher
-from workers.training.kept_logits import KeptLogits
+from workers.training.evaluation.kept_logits import KeptLogits
 from workers.training.loop import train_run
 
 
@@ -34,7 +34,7 @@ def evaluation_logits(order: TrainingTask) -> tuple[NDArray[np.float32], NDArray
             seen.append(logits_BC.cpu())
             super().add(rows_B, logits_BC, predicted_B)
 
-    with patch("workers.training.evaluate.KeptLogits", Seen):
+    with patch("workers.training.evaluation.evaluate.KeptLogits", Seen):
         train_run(order, ignore, never)
     config = json.loads((order.folder / ARTIFACTS / "config.json").read_text())
     preprocessing = Preprocessing.model_validate(config["preprocessing"])

@@ -24,7 +24,7 @@ from workers.config.task import Folders
 from workers.errors import WorkerError
 from workers.pipeline import run_job
 from workers.students.build import build_student
-from workers.training.checkpoint import save_checkpoint
+from workers.training.checkpoints.checkpoint import save_checkpoint
 from workers.training.result import artifacts_folder, state_tensors
 
 _STEP_BYTES = 200 << 10

@@ -12,8 +12,8 @@ from store import CacheReader
 from workers.config.task import Folders
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import row_ids
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import row_ids
 from workers.errors import InvalidLogits
 from workers.teacher.imports import reading_child
 from workers.teacher.imports.import_cache import import_cache

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from service.cli.background_service import answers_ready
-from service.cli.supervisor import command, free_port
+from service.cli.processes.background_service import answers_ready
+from service.cli.processes.supervisor import command, free_port
 from service.client.client import Client
 from tests.support.digits import Digits
 from tests.support.process_table import processes_with

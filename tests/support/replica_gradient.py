@@ -14,7 +14,7 @@ from workers.methods.catalog import parse_method
 from workers.objective.objective import objective
 from workers.objective.statistics import row_statistics
 from workers.students.build import build_student
-from workers.training.distributed import Replicas
+from workers.training.optimization.distributed import Replicas
 
 _ROWS, _CLASSES = 32, 7
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
+from service.db.queries.api_queries import ApiQueries
 from tests.support.service_helpers import (
     Api,
     PostgresServer,

@@ -26,11 +26,11 @@ from structlog.testing import capture_logs
 
 from service.api.dependencies import Context
 from service.api.server import build_server
-from service.db.api_queries import ApiQueries, digest_of
 from service.db.database import upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.models import Base, EngineRecord, JobRecord, TeacherRecord
+from service.db.queries.api_queries import ApiQueries, digest_of
 from service.db.states import State
 from service.operations.data_dir import open_database, unknown_files
 from service.settings import Settings

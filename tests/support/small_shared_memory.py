@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from tests.workers.training.test_image_loader import CPU, LARGE, feed, work
-from workers.data.prepared import FilesDataset, open_prepared
-from workers.training import image_loader
-from workers.training.image_loader import PictureStream
+from workers.data.preparation.prepared import FilesDataset, open_prepared
+from workers.training.feed import image_loader
+from workers.training.feed.image_loader import PictureStream
 
 
 def digest(batches: Iterable[tuple[torch.Tensor, ...]]) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from tests.support import onnx_models
 from workers.config.teacher import Preprocessing
-from workers.data.prepared import DecodedDataset
+from workers.data.preparation.prepared import DecodedDataset
 from workers.teacher.teacher import Teacher
 
 PLAIN = Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.kinds.base import FilesBelowRoot, Option, Source
+from workers.data.dataset_kind import FilesBelowRoot, Option, Source
 from workers.data.kinds.registry import KINDS
 from workers.errors import InvalidDataset
 from workers.spec import Size
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
+    from workers.data.decoding.blocks import Decoding
     from workers.events import ShouldStop, Split
 
 
@@ -59,7 +59,7 @@ class StripesDataset(FilesBelowRoot):
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         import numpy as np
 
-        from workers.data.blocks import from_array
+        from workers.data.decoding.blocks import from_array
 
         labels = np.tile(np.arange(source.classes, dtype=np.int64), self.repeats or 2)
         images = np.zeros((len(labels), 8, 8, 1), np.uint8)

@@ -13,7 +13,7 @@ from tests.repository.documents import datasets
 from tests.support.service_helpers import Api
 from workers.config.dataset import DatasetSpec
 from workers.config.job import Plan
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 from workers.errors import UnknownName
 
 pytest_plugins = ["tests.support.service_fixtures"]

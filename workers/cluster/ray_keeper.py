@@ -35,7 +35,7 @@ from workers.cluster.head_folder import (
     reap,
     touch_all,
 )
-from workers.onnx.confinement import die_with_parent
+from workers.onnx.sandboxing.confinement import die_with_parent
 
 ORPHANED_S = 45.0
 # Cleaners of temporary directories count in days.

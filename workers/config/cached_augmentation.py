@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pydantic import JsonValue, TypeAdapter
 
 from workers.config.views import Augmentation, is_mixed
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 
 _RECIPE: TypeAdapter[Augmentation] = TypeAdapter(Augmentation)
 _HELD_OUT = "held_out"

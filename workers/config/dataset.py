@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from workers.data.kinds.base import DatasetKind
+from workers.data.dataset_kind import DatasetKind
 from workers.data.kinds.registry import kind_classes
 from workers.spec import Size
 

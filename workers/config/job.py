@@ -28,7 +28,7 @@ from workers.config.student import StudentSpec as StudentSpec
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Training
 from workers.config.views import Views
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob, UnknownName
 from workers.events import Split
 from workers.methods.papers.base import Preset

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BeforeValidator, Field
 
-from workers.data.kinds.base import Option
+from workers.data.dataset_kind import Option
 from workers.errors import InvalidDataset
 from workers.spec import AtMost
 from workers.texts import composed, listed

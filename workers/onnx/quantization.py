@@ -29,8 +29,8 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from workers.errors import WorkerError
-from workers.onnx.parsing import first_line
-from workers.onnx.session import FATAL_ALONE
+from workers.onnx.checks.parsing import first_line
+from workers.onnx.sessions.session import FATAL_ALONE
 
 
 class QuantizationFailed(WorkerError):

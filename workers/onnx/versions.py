@@ -12,7 +12,7 @@ import onnx
 from pydantic import BaseModel, ConfigDict
 
 from workers.errors import InvalidTeacher, WorkerError
-from workers.onnx import sandbox
+from workers.onnx.sandboxing import sandbox
 
 RUNTIME_BYTES = 4 << 30  # of address space, for ONNX Runtime without a file
 
@@ -92,7 +92,9 @@ def runtime_versions() -> Versions:
     Raises:
         WorkerError: the child gave no answer.
     """
-    outcome = sandbox.call("workers.onnx.session:answer_versions", {}, memory_bytes=RUNTIME_BYTES, timeout_s=60)
+    outcome = sandbox.call(
+        "workers.onnx.sessions.session:answer_versions", {}, memory_bytes=RUNTIME_BYTES, timeout_s=60
+    )
     if outcome.breach is not None:
         raise WorkerError(f"asking ONNX Runtime which versions it takes {outcome.breach}")
     return Versions.model_validate(outcome.value)

@@ -9,8 +9,8 @@ from typing import Annotated, TypeAlias
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError
 
 from workers.errors import InvalidJob, WorkerError
-from workers.onnx import sandbox
-from workers.onnx.confinement import Bounds
+from workers.onnx.sandboxing import sandbox
+from workers.onnx.sandboxing.confinement import Bounds
 from workers.students.safetensors_header import read_header
 from workers.students.weight_fit import Fit, fit_shapes
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from workers.errors import InvalidStudentFile
-from workers.onnx import sandbox
+from workers.onnx.sandboxing import sandbox
 
 # Of the child: Python with NumPy and a header; the file itself is mapped.
 _BASE_BYTES = 1 << 30

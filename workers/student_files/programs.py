@@ -12,8 +12,8 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from workers.errors import InvalidStudentFile
-from workers.onnx import sandbox
-from workers.onnx.packing import PackedFile, copy_memory, fillable_memory
+from workers.onnx.sandboxing import sandbox
+from workers.onnx.uploads.packing import PackedFile, copy_memory, fillable_memory
 from workers.student_files.inspection import ZIP, StoredWeights
 
 _BASE_BYTES = 2 << 30

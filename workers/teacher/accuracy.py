@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from store import CacheReader, CacheSpec
 from workers.config.task import Folders, TeacherAccuracy
-from workers.data import prepared
+from workers.data.preparation import prepared
 from workers.events import Split
 from workers.measures import Measured, Measures, class_document, confusion_cells
 from workers.teacher.cache_plan import CachePlan

@@ -21,7 +21,7 @@ from store import CacheCorrupt, CacheIncomplete, CacheSpec, CacheWriter, Catalog
 from workers.config.combination import Combination
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
-from workers.data import prepared
+from workers.data.preparation import prepared
 from workers.events import CacheReady, Emit, InferenceProgress, Log, ShouldStop, Stage
 from workers.files import alone
 from workers.teacher.cache_plan import CacheBuild, CachePlan, EncodingCheck

@@ -27,7 +27,7 @@ from workers.config.task import (
 )
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import NoAugmentation, Views, teacher_augmentation
-from workers.data.decoded import KnownSplit
+from workers.data.preparation.decoded import KnownSplit
 from workers.events import Split
 from workers.methods.catalog import MethodChoice
 from workers.spec import Spec

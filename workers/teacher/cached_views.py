@@ -15,8 +15,8 @@ from workers.augmentation.draw import ViewParameters, draw, pictures_of
 from workers.augmentation.draw_mixing import MixingParameters, draw_mixing
 from workers.config.cached_augmentation import read_held_out, read_recipe
 from workers.config.views import Augmentation, Views, is_mixed, output_size, recipe_of_view
-from workers.data.holdout_rows import holdout_rows
-from workers.data.prepared import Dataset
+from workers.data.preparation.holdout_rows import holdout_rows
+from workers.data.preparation.prepared import Dataset
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from store import CacheReader, CacheSpec, CacheWriter
 from store.statistics import row_statistics
 from workers.config.combination import Combination, ExpressionWeights
 from workers.config.task import Folders
-from workers.data import prepared
+from workers.data.preparation import prepared
 from workers.errors import InvalidJob, Stopped
 from workers.events import ShouldStop
 from workers.methods.expression_parser import parse

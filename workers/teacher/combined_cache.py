@@ -16,7 +16,7 @@ from workers.config.cache import CacheOptions
 from workers.config.combination import Combination
 from workers.config.job import Plan
 from workers.config.teacher import Preprocessing
-from workers.data.decoded import KnownSplit
+from workers.data.preparation.decoded import KnownSplit
 from workers.errors import ContractViolation
 from workers.events import Split
 from workers.teacher.cache_plan import KnownTeacher, cache_specs

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from workers.config.teacher import TeacherSpec
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.errors import Stopped
 from workers.events import ShouldStop
 from workers.teacher.forwards import ForwardCounter

@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.teacher import Preprocessing
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.errors import DeviceUnavailable
-from workers.onnx.session import CPU_PROVIDER, CUDA_PROVIDER, VERSION
-from workers.onnx.teacher_graph import TeacherGraph
+from workers.onnx.checks.teacher_graph import TeacherGraph
+from workers.onnx.sessions.session import CPU_PROVIDER, CUDA_PROVIDER, VERSION
 from workers.teacher.preflight.rows import BATCH_PIXELS, batch_rows, spread
 from workers.teacher.preprocess import Images
 

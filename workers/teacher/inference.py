@@ -32,7 +32,7 @@ from workers.config.cached_augmentation import read_recipe
 from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
 from workers.config.views import Augmentation
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop, ignore, never, warn
 from workers.teacher.cached_views import CachedViews

@@ -21,11 +21,11 @@ from workers.config.labels import check_labels, class_warnings, label_warnings
 from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import NoAugmentation
-from workers.data.decoded import KnownSplit
-from workers.data.discovery import examine
-from workers.data.prepare import prepare_splits
-from workers.data.prepared import Dataset
-from workers.data.row_digests import overlap_warnings
+from workers.data.preparation.decoded import KnownSplit
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.prepare import prepare_splits
+from workers.data.preparation.prepared import Dataset
+from workers.data.preparation.row_digests import overlap_warnings
 from workers.events import Emit, ShouldStop, Split, warn, with_prefix
 from workers.teacher.cache_plan import (
     CachePlan,

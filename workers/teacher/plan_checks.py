@@ -10,16 +10,16 @@ from workers.config.task import Folders
 from workers.config.teacher import TeacherSpec
 from workers.config.views import output_size
 from workers.config.weights_file import check_digest, describe_weights, find_program, find_weights
-from workers.data.holdout_rows import holdout_rows
-from workers.data.prepared import Dataset
+from workers.data.preparation.holdout_rows import holdout_rows
+from workers.data.preparation.prepared import Dataset
 from workers.errors import ContractViolation, InvalidJob, InvalidStudentFile, InvalidTeacher
 from workers.events import Emit, Log
 from workers.files import file_sha256
 from workers.methods.method import Method
-from workers.onnx import smoke_test
-from workers.onnx.byte_input import check_bytes
-from workers.onnx.check import check_onnx
-from workers.onnx.teacher_graph import check_picture
+from workers.onnx.checks.byte_input import check_bytes
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.checks.teacher_graph import check_picture
+from workers.onnx.sessions import smoke_test
 from workers.student_files.programs import try_program
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
 from workers.students.program import read_program

@@ -21,7 +21,7 @@ from workers.augmentation.resampling import fit_pictures, resample_boxes
 from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, ResizedCrop, is_mixed, without_mixing
 from workers.errors import InvalidTeacher
-from workers.onnx.teacher_graph import TeacherGraph
+from workers.onnx.checks.teacher_graph import TeacherGraph
 
 Images = NDArray[np.uint8] | Tensor
 

@@ -11,7 +11,7 @@ from store import CacheReader, SparseEncoding
 from store.statistics import row_statistics
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherReading
-from workers.data import prepared
+from workers.data.preparation import prepared
 from workers.errors import InvalidTeacher
 from workers.teacher.cached_views import CachedViews
 from workers.teacher.combined_cache import members_of, name_members

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from workers.devices import cuda_failure
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory
-from workers.onnx.confined_session import AnySession, ConfinedSession, limits_of
-from workers.onnx.gpu_confinement import confinement_failure
-from workers.onnx.session import OnnxSession, cuda_providers, has_cuda, open_on_cuda
-from workers.onnx.shared_arrays import SharedArrays
-from workers.onnx.teacher_graph import TeacherGraph
+from workers.onnx.checks.teacher_graph import TeacherGraph
+from workers.onnx.sessions.confined_session import AnySession, ConfinedSession, limits_of
+from workers.onnx.sessions.gpu_confinement import confinement_failure
+from workers.onnx.sessions.session import OnnxSession, cuda_providers, has_cuda, open_on_cuda
+from workers.onnx.sessions.shared_arrays import SharedArrays
 
 Device = Literal["auto", "cpu", "cuda"]
 

@@ -27,13 +27,13 @@ from store.spec import StoredKind
 from workers.augmentation.draw import ViewParameters
 from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Augmentation
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.errors import OutOfMemory
-from workers.onnx.byte_input import check_bytes
-from workers.onnx.check import check_onnx
-from workers.onnx.confined_session import AnySession
-from workers.onnx.session import CUDA_PROVIDER, VERSION
-from workers.onnx.teacher_graph import check_picture
+from workers.onnx.checks.byte_input import check_bytes
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.checks.teacher_graph import check_picture
+from workers.onnx.sessions.confined_session import AnySession
+from workers.onnx.sessions.session import CUDA_PROVIDER, VERSION
 from workers.precision import tf32_in_force
 from workers.teacher.cuda_comparison import compare_with_cpu, pictures_to_compare
 from workers.teacher.output_values import to_logits

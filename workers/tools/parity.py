@@ -37,7 +37,7 @@ from workers.config.task import Folders, InferenceTask
 from workers.config.teacher import TeacherSpec
 from workers.config.training import Sgd, Training
 from workers.config.views import Views, is_mixed, output_size
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.errors import InvalidMethod, InvalidTeacher, LossyCache
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.method import Method
@@ -54,7 +54,7 @@ from workers.teacher.inference import open_teacher
 from workers.teacher.plan_checks import identify
 from workers.teacher.teacher import Teacher
 from workers.tools.parity_report import LogitDifferences, ParityComparison, ParityReport, Spread
-from workers.training.batches import TrainingBatch, student_preprocessing
+from workers.training.feed.batches import TrainingBatch, student_preprocessing
 from workers.training.training_feed import TrainingFeed
 
 StepProgress = Callable[[int, int], None]

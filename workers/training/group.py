@@ -14,14 +14,14 @@ from structlog.contextvars import bound_contextvars
 
 from workers.errors import Paused, Stopped
 from workers.logs import ids_of
-from workers.training.batches import LoadedBatch, NotWanted
-from workers.training.epoch_sums import Reading
+from workers.training.cuda_graphs.step_graph import StepGraph
+from workers.training.cuda_graphs.step_streams import StepStreams
+from workers.training.feed.batches import LoadedBatch, NotWanted
+from workers.training.metrics.epoch_sums import Reading
 from workers.training.not_finite import ComputeStep, check_every, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle, Signal
 from workers.training.setting import Setting
-from workers.training.step_graph import StepGraph
-from workers.training.step_streams import StepStreams
 
 Ended = tuple[int, "dict[str, object] | Exception"]
 """Which run of the group, and result.json or why there is none."""

@@ -26,15 +26,15 @@ from workers.objective.objective import objective_of
 from workers.objective.results import Objective
 from workers.objective.view import View
 from workers.precision import float32_as
-from workers.training.batch_graph import BatchGraph
-from workers.training.batches import LoadedBatch, TrainingBatch
+from workers.training.cuda_graphs.batch_graph import BatchGraph
 from workers.training.domain import warn_of_domain
-from workers.training.evaluate import evaluate_with_logits
-from workers.training.final_evaluation import FinalEvaluation, final_evaluation
+from workers.training.evaluation.evaluate import evaluate_with_logits
+from workers.training.evaluation.final_evaluation import FinalEvaluation, final_evaluation
+from workers.training.feed.batches import LoadedBatch, TrainingBatch
 from workers.training.group import Ended, Group, share_time
-from workers.training.micro_batches import micro_batches
 from workers.training.not_finite import check_gradient, check_metrics
-from workers.training.optimizer import learning_rate
+from workers.training.optimization.micro_batches import micro_batches
+from workers.training.optimization.optimizer import learning_rate
 from workers.training.result import leave
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle

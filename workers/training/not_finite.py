@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from workers.errors import NotFinite
 from workers.methods.method import Method
-from workers.training.batches import LoadedBatch
-from workers.training.micro_batches import micro_batches
+from workers.training.feed.batches import LoadedBatch
+from workers.training.optimization.micro_batches import micro_batches
 from workers.training.run import RunState
 
 

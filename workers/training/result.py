@@ -24,18 +24,18 @@ from workers.errors import Paused, Stopped
 from workers.files import disk_full_is_disk_low, file_sha256, sync, sync_folder
 from workers.methods.cache_values import record
 from workers.run_files import ARTIFACTS, BUNDLE, EVENT_FILE, ONNX, WEIGHTS
-from workers.training.bundle import bundle_of
-from workers.training.evaluate import name_of
-from workers.training.event_file import write_event_file
-from workers.training.final_evaluation import FinalEvaluation
-from workers.training.host_copy import to_host
-from workers.training.int8 import Int8Inputs, leave_int8
-from workers.training.model_folder import ModelFacts, leave_model
-from workers.training.onnx_export import Exported, Student, export_onnx
+from workers.training.artifacts.bundle import bundle_of
+from workers.training.artifacts.event_file import write_event_file
+from workers.training.artifacts.int8 import Int8Inputs, leave_int8
+from workers.training.artifacts.model_folder import ModelFacts, leave_model
+from workers.training.artifacts.onnx_export import Exported, Student, export_onnx
+from workers.training.checkpoints.host_copy import to_host
+from workers.training.evaluation.evaluate import name_of
+from workers.training.evaluation.final_evaluation import FinalEvaluation
+from workers.training.metrics.temperatures import document
 from workers.training.run import RunState
 from workers.training.run_handle import Signal
 from workers.training.setting import Setting
-from workers.training.temperatures import document
 
 _PARITY_PICTURES = 32
 _VERSIONS_OF = ("torch", "torchvision", "zarr", "retort")

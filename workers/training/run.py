@@ -17,23 +17,28 @@ from workers.devices import describe_environment
 from workers.events import Epoch, Log, Split
 from workers.methods.cache_statistics import CacheStatistic
 from workers.precision import PRECISIONS, choose_precision
-from workers.training.batch_counters import BatchCounters
-from workers.training.checkpoint import checkpoint_identity, load_checkpoint, remove_checkpoints, save_checkpoint
-from workers.training.distributed import Replicas
-from workers.training.early_stopping import best_epoch, is_stopped_early
-from workers.training.ema import MovingAverage
-from workers.training.epoch_sums import EpochSums, Reading
-from workers.training.evaluate import measure_split, name_of
-from workers.training.evaluation_feed import EvaluationFeed
-from workers.training.extension import load_extended
-from workers.training.final_evaluation import FinalEvaluation
-from workers.training.micro_batches import part_count
-from workers.training.optimizer import new_optimizer
-from workers.training.parameter_groups import parameter_groups
+from workers.training.checkpoints.checkpoint import (
+    checkpoint_identity,
+    load_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
+from workers.training.checkpoints.extension import load_extended
+from workers.training.evaluation.evaluate import measure_split, name_of
+from workers.training.evaluation.evaluation_feed import EvaluationFeed
+from workers.training.evaluation.final_evaluation import FinalEvaluation
+from workers.training.metrics.early_stopping import best_epoch, is_stopped_early
+from workers.training.metrics.epoch_sums import EpochSums, Reading
+from workers.training.metrics.step_reports import StepReports
+from workers.training.metrics.temperatures import EpochTemperatures, epoch_document
+from workers.training.optimization.batch_counters import BatchCounters
+from workers.training.optimization.distributed import Replicas
+from workers.training.optimization.ema import MovingAverage
+from workers.training.optimization.micro_batches import part_count
+from workers.training.optimization.optimizer import new_optimizer
+from workers.training.optimization.parameter_groups import parameter_groups
+from workers.training.optimization.step_seed import seed_step
 from workers.training.run_handle import RunHandle, Signal
-from workers.training.step_reports import StepReports
-from workers.training.step_seed import seed_step
-from workers.training.temperatures import EpochTemperatures, epoch_document
 
 
 class RunState:

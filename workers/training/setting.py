@@ -15,7 +15,7 @@ from workers.config.task import TrainingTask
 from workers.config.teacher import Preprocessing
 from workers.config.views import is_mixed, output_size
 from workers.config.weights_file import find_program
-from workers.data.prepared import Dataset, SubsetDataset, open_prepared
+from workers.data.preparation.prepared import Dataset, SubsetDataset, open_prepared
 from workers.devices import choose_device, new_stream
 from workers.errors import CheckpointLost, InvalidJob, Paused, Stopped
 from workers.events import Log, Split
@@ -25,10 +25,10 @@ from workers.precision import Precision, float32_as
 from workers.students.build import build_student
 from workers.teacher.cache_statistics import read_cache_statistics, some_rows
 from workers.teacher.cached_views import CachedViews
-from workers.training.cuda_graph import why_no_graph
-from workers.training.distributed import Replicas
-from workers.training.evaluation_feed import EvaluationFeed
+from workers.training.cuda_graphs.cuda_graph import why_no_graph
+from workers.training.evaluation.evaluation_feed import EvaluationFeed
 from workers.training.initial_weights import take_initial_weights
+from workers.training.optimization.distributed import Replicas
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle, Signal
 from workers.training.training_feed import TrainingFeed

@@ -20,10 +20,10 @@ from torch import Tensor
 from store import CacheReader
 from workers.augmentation.apply import apply_tables, to_input
 from workers.config.views import Views, is_mixed, output_size
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.events import Log, ignore
 from workers.objective.mixed_labels import MixedLabels
-from workers.training.batches import (
+from workers.training.feed.batches import (
     ALL,
     BatchInputs,
     BatchShare,
@@ -36,10 +36,10 @@ from workers.training.batches import (
     epoch_order,
     student_preprocessing,
 )
-from workers.training.epoch_tables import EpochTables
-from workers.training.image_loader import Work, nothing
-from workers.training.on_device import TrainingPictures, room_for_logits
-from workers.training.prefetch import prefetch
+from workers.training.feed.epoch_tables import EpochTables
+from workers.training.feed.image_loader import Work, nothing
+from workers.training.feed.on_device import TrainingPictures, room_for_logits
+from workers.training.feed.prefetch import prefetch
 
 # Where logits come from the disk, it is told so early what will be wanted.
 _BATCHES_AHEAD = 4

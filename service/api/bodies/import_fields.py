@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from service.api.bodies.multipart import TEXT_MAX_BYTES
 from service.api.bodies.teacher_fields import parse_field, refusal_of
-from service.db.api_queries import ApiQueries
+from service.db.queries.api_queries import ApiQueries
 from service.errors import InvalidRequest
 from workers.errors import UnknownName
 from workers.teacher.imports.request import ImportOptions

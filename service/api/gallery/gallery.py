@@ -35,7 +35,7 @@ from service.db.models import RunRecord
 from service.errors import Conflict
 from service.paths import API_PREFIX
 from store import CacheReader, StoreError
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.methods.cache_statistics import CacheStatistic
 from workers.methods.cache_values import Values
 from workers.methods.method import Term

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from service.api.schemas.pictures import PictureRow, Split, SplitClass
-from service.db.api_queries import DATASET, ApiQueries
 from service.db.models import DatasetRecord
+from service.db.queries.api_queries import DATASET, ApiQueries
 from service.errors import Conflict, NotFound
 from service.paths import API_PREFIX
-from workers.data.decoded import splits_of
-from workers.data.kinds.base import SPLITS
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.dataset_kind import SPLITS
+from workers.data.preparation.decoded import splits_of
+from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.errors import InvalidDataset
 from workers.texts import storable
 from workers.unlabelled import class_name, count_classes

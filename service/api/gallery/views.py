@@ -12,7 +12,7 @@ from workers.augmentation.resampling import fit_view
 from workers.augmentation.single import Picture, make_view, other_of
 from workers.config.teacher import Preprocessing
 from workers.config.views import ResizedCrop
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.spec import Size
 from workers.teacher.cached_views import CachedViews
 from workers.teacher.combined_cache import members_of, name_members

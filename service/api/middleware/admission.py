@@ -11,8 +11,8 @@ from service.api.event_feed import SSE
 from service.api.middleware.request_context import client_address
 from service.api.problems import problem_response
 from service.api.rate_limits import ConcurrencyLimit, RateLimit, address_group
-from service.db.api_keys import KeyRing
-from service.db.scopes import Caller
+from service.db.keys.api_keys import KeyRing
+from service.db.keys.scopes import Caller
 from service.errors import ForeignOrigin, NoRoom, ServiceError
 from service.page.paths import is_page_path
 from service.paths import API_PREFIX, HEALTH_PATHS, UPLOAD_PATHS

@@ -24,8 +24,8 @@ from service.api.connections import IS_SPARE
 from service.api.middleware.request_context import client_address
 from service.api.problems import problem_response
 from service.api.rate_limits import ConcurrencyLimit, address_group
-from service.db.api_keys import KeyRing
 from service.db.ids import new_id
+from service.db.keys.api_keys import KeyRing
 from service.errors import ForeignOrigin, NoRoom, ServiceError
 from service.page.paths import SESSION_COOKIE, SESSION_KEY, VIEWER_PREFIX, is_page_path
 

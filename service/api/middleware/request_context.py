@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.auth import SAFE_METHODS
 from service.api.problems import problem_response
 from service.db.ids import new_id
-from service.db.scopes import Caller
+from service.db.keys.scopes import Caller
 from service.paths import API_PREFIX, POLLED_PATHS, route_of
 
 REQUEST_ID_HEADER = "X-Request-Id"

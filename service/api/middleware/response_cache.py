@@ -23,7 +23,7 @@ from service.api.auth import authorize, scopes_of
 from service.api.event_feed import SSE
 from service.api.middleware.etags import SHA256
 from service.db.ids import is_id
-from service.db.version import DATABASE, DatabaseVersion, DocumentSource, SourceKind, Version
+from service.db.queries.version import DATABASE, DatabaseVersion, DocumentSource, SourceKind, Version
 from service.paths import DATABASE_ROUTES
 
 KEPT_BYTES_MAX = 8 << 20

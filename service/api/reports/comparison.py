@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.db.api_queries import DATASET
 from service.db.models import JobRecord
+from service.db.queries.api_queries import DATASET
 from service.errors import InvalidRequest
 from workers.texts import listed, shortened
 

@@ -18,7 +18,7 @@ from service.api.schemas.reports import (
     TeacherResult,
     TeacherSplit,
 )
-from service.db.report_queries import ReportedRun
+from service.db.queries.report_queries import ReportedRun
 from service.db.states import State
 from service.errors import InvalidRequest
 from workers.texts import listed

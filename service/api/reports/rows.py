@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from service.api.schemas.reports import ReportRow, TeacherResult, TeacherSplit
 from service.db.models import JobRecord
-from service.db.report_queries import ReportedRun
+from service.db.queries.report_queries import ReportedRun
 
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")

@@ -14,7 +14,7 @@ from service.api.reports.groups import GroupKey, SeedGroup
 from service.api.reports.rows import SPLITS, Split
 from service.api.schemas.reports import SampleTest
 from service.db.models import ArtifactRecord
-from service.db.report_queries import ReportedRun
+from service.db.queries.report_queries import ReportedRun
 from service.errors import Conflict, InvalidRequest
 from workers.texts import listed
 

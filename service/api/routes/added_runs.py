@@ -14,9 +14,9 @@ from service.api.problems import responses
 from service.api.routes.jobs import DryRun, IdempotencyKey, in_turn
 from service.api.schemas.added_runs import RunsRequest
 from service.api.schemas.jobs import Job, JobPreview
-from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
 from service.db.models import JobRecord
+from service.db.queries.api_queries import digest_of
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 404, 500, 503), route_class=JsonRoute)
 

@@ -12,9 +12,9 @@ from service.api.problems import responses
 from service.api.routes.pictures import ROWS_MAX, SplitName
 from service.api.schemas.bad_pictures import BadPicture
 from service.api.schemas.base import Page
-from service.db.api_queries import DATASET
 from service.db.models import DatasetRecord
-from workers.data.bad_picture_reports import BadPictureReport, read_reports
+from service.db.queries.api_queries import DATASET
+from workers.data.preparation.bad_picture_reports import BadPictureReport, read_reports
 
 router = APIRouter(tags=["pictures"], responses=responses(401, 403, 404, 422, 500, 503))
 

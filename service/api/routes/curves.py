@@ -9,7 +9,7 @@ from service.api.auth import READ
 from service.api.dependencies import Ctx, document
 from service.api.problems import responses
 from service.api.schemas.curves import JobCurves, RunCurves
-from service.db.curve_queries import CurveRun, curves_of
+from service.db.queries.curve_queries import CurveRun, curves_of
 from workers.methods.names import distinct_names
 
 SEQ_MAX = 2**62

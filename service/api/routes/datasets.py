@@ -11,11 +11,11 @@ from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Heavy, InName, Li
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.datasets import Dataset, DatasetRequest
-from service.db.api_queries import DATASET
 from service.db.ids import new_id
 from service.db.models import DatasetRecord
-from workers.data.bad_picture_reports import read_reports
-from workers.data.discovery import examine
+from service.db.queries.api_queries import DATASET
+from workers.data.preparation.bad_picture_reports import read_reports
+from workers.data.preparation.discovery import examine
 
 router = APIRouter(
     prefix="/datasets", tags=["datasets"], responses=responses(401, 403, 500, 503), route_class=JsonRoute

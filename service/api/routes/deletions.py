@@ -7,7 +7,7 @@ from service.api.dependencies import Ctx
 from service.api.problems import responses
 from service.api.routes.caches import Key, why_in_use
 from service.api.schemas.deletions import Deletion
-from service.db.deletion_preview import DeletionPreview, DeletionPreviews
+from service.db.deletions.deletion_preview import DeletionPreview, DeletionPreviews
 
 router = APIRouter(responses=responses(401, 403, 404, 422, 500, 503), dependencies=[READ])
 

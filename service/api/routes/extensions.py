@@ -13,9 +13,9 @@ from service.api.problems import responses
 from service.api.routes.jobs import IdempotencyKey
 from service.api.schemas.extensions import ExtensionRequest
 from service.api.schemas.jobs import Job
-from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
 from service.db.models import JobRecord, RunRecord
+from service.db.queries.api_queries import digest_of
 
 router = APIRouter(prefix="/runs", tags=["runs"], responses=responses(401, 403, 404, 500, 503), route_class=JsonRoute)
 

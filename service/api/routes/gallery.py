@@ -20,7 +20,7 @@ from service.api.schemas.gallery import Gallery, GalleryOrder
 from service.db.models import JobRecord, RunRecord
 from service.errors import Conflict, InvalidRequest, NotFound
 from store import CacheReader, RowOutOfRange
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 
 LIMIT_MAX = 100
 # Of each network in one answer: 10 MB of JSON.

@@ -1,4 +1,4 @@
-"""Route of garbage collection on demand; ``service.db.retention`` chooses what is deleted."""
+"""Route of garbage collection on demand; ``service.db.deletions.retention`` chooses what is deleted."""
 
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -10,8 +10,8 @@ from service.api.bodies.json_bodies import JsonRoute, json_body
 from service.api.dependencies import Ctx
 from service.api.problems import responses
 from service.api.schemas.gc import GcDecoded, GcJob, GcReport, GcRequest, GcUsage
-from service.db.retention import Limits, Retention
-from service.db.usage import usage
+from service.db.deletions.retention import Limits, Retention
+from service.db.deletions.usage import usage
 
 router = APIRouter(tags=["gc"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)
 

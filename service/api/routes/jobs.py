@@ -24,9 +24,9 @@ from service.api.schemas.jobs import (
     JobSummary,
 )
 from service.api.schemas.runs import Run
-from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
-from service.db.job_search import JobOrder
+from service.db.queries.api_queries import digest_of
+from service.db.queries.job_search import JobOrder
 from service.estimates.caches import samples_of
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], responses=responses(401, 403, 500, 503), route_class=JsonRoute)

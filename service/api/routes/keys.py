@@ -10,8 +10,8 @@ from service.api.dependencies import PAGE_DEFAULT, After, Ctx, Limit, page
 from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.keys import Key, KeyRequest, NewKey
+from service.db.keys.scopes import THIS_MACHINE
 from service.db.models import KeyRecord
-from service.db.scopes import THIS_MACHINE
 from service.errors import Forbidden
 
 router = APIRouter(prefix="/keys", tags=["keys"], responses=responses(401, 403, 422, 500, 503), route_class=JsonRoute)

@@ -23,7 +23,7 @@ from service.api.schemas.base import Page
 from service.api.schemas.pictures import PictureRow, Split
 from store import RowOutOfRange
 from workers.augmentation.single import Picture
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.spec import Size
 
 IMMUTABLE = "private, max-age=31536000, immutable"

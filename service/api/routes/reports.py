@@ -31,7 +31,7 @@ from service.api.schemas.reports import (
     Statistics,
 )
 from service.db.models import JobRecord
-from service.db.report_queries import ReportedRun, files_of_runs, fingerprints_of_jobs, jobs_and_runs
+from service.db.queries.report_queries import ReportedRun, files_of_runs, fingerprints_of_jobs, jobs_and_runs
 from service.errors import InvalidRequest
 
 RUNS_MAX = 2000

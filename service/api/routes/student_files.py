@@ -15,11 +15,11 @@ from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.student_files import StudentFile, StudentFileUpload
 from service.api.uploads import receive_in_turn
+from service.db.deletions.student_files import StudentFiles
 from service.db.ids import new_id
 from service.db.student_file_record import StudentFileRecord
-from service.db.student_files import StudentFiles
 from service.errors import InvalidRequest
-from workers.onnx.packing import PackedFile
+from workers.onnx.uploads.packing import PackedFile
 from workers.student_files.fit import can_check
 from workers.student_files.inspection import inspect_weights
 from workers.student_files.programs import convert_program, may_be_program, try_program

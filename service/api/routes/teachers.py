@@ -19,19 +19,20 @@ from service.api.problems import responses
 from service.api.schemas.base import Page
 from service.api.schemas.teachers import Teacher, TeacherUpload, Value
 from service.api.uploads import receive_in_turn
-from service.db.api_queries import digest_of
 from service.db.ids import new_id
 from service.db.models import TeacherRecord
+from service.db.queries.api_queries import digest_of
 from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
 from workers.config.published_preprocessing import NAMED
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.errors import UnknownName
-from workers.onnx import smoke_test, versions
-from workers.onnx.byte_input import check_bytes, fitted_to_input
-from workers.onnx.inspection import inspect_in_subprocess
-from workers.onnx.packing import PackedFile, is_archive, pack
-from workers.onnx.teacher_graph import check_picture
+from workers.onnx import versions
+from workers.onnx.checks.byte_input import check_bytes, fitted_to_input
+from workers.onnx.checks.teacher_graph import check_picture
+from workers.onnx.sessions import smoke_test
+from workers.onnx.uploads.inspection import inspect_in_subprocess
+from workers.onnx.uploads.packing import PackedFile, is_archive, pack
 from workers.teacher.class_columns import check_names
 
 router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(401, 403, 500, 503))

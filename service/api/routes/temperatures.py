@@ -26,7 +26,7 @@ from service.api.schemas.temperatures import (
     TermTemperatures,
 )
 from service.db.models import ArtifactRecord, RunRecord
-from service.db.report_queries import files_of_runs
+from service.db.queries.report_queries import files_of_runs
 from service.db.states import TERMINAL
 from service.errors import Conflict, NotFound
 from store import StoreError, read_view_statistics

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 
 from service.api.schemas.base import Document, Name
-from service.db.scopes import Scope
+from service.db.keys.scopes import Scope
 from workers.spec import Spec
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
 from service.db.models import JobRecord
 from service.db.states import State
 from service.db.webhook_outbox import WebhookOutbox

@@ -20,12 +20,12 @@ from sqlalchemy import text
 from service.api.app import create_app
 from service.api.auth import READ, authorize, check_scopes, load_key_digest, scopes_of
 from service.api.server import build_server
-from service.cli.serve import ready_text
-from service.db.api_keys import KeyRing, Keys, digest_of_secret
+from service.cli.processes.serve import ready_text
 from service.db.database import Database, upgrade_to_head
 from service.db.ids import new_id
+from service.db.keys.api_keys import KeyRing, Keys, digest_of_secret
+from service.db.keys.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.db.models import KeyRecord
-from service.db.scopes import OPERATOR, THIS_MACHINE, Caller, Scope
 from service.errors import BadKeyFile, UnsafeBinding
 from service.settings import Settings
 from tests.service.api.test_routes import problem
@@ -176,7 +176,7 @@ def test_the_first_key_closes_the_door_and_revoking_the_last_does_not_open_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A running service is told by the database, within seconds."""
-    monkeypatch.setattr("service.db.api_keys.FRESH_S", 0.05)
+    monkeypatch.setattr("service.db.keys.api_keys.FRESH_S", 0.05)
     with running_api(make_settings(tmp_path)) as api:
         assert api.client.get("/v1/jobs").status_code == 200
         other = Keys(api.context.database)  # as `retort keys` has it
@@ -201,7 +201,7 @@ def settles(client: httpx2.Client, headers: dict[str, str], status: int) -> bool
 
 def test_a_stream_ends_when_its_key_is_revoked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one without a key when there is the first; those of others go on, and a job may be followed for days."""
-    monkeypatch.setattr("service.db.api_keys.FRESH_S", 0.05)
+    monkeypatch.setattr("service.db.keys.api_keys.FRESH_S", 0.05)
     with running_api(make_settings(tmp_path, keep_alive_s=0.05)) as api, ExitStack() as opened:
         path = f"/v1/jobs/{api.post_job()['id']}/events"
 

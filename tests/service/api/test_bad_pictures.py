@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.support.service_helpers import Api
 from workers.data.kinds.folder import FolderDataset
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 from workers.errors import InvalidDataset
 
 pytest_plugins = ["tests.support.service_fixtures"]

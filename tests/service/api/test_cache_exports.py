@@ -16,11 +16,11 @@ from store import CacheReader
 from store.export import ExportFormat, SampleFacts
 from tests.support.service_helpers import Api
 from tests.support.store_cases import make_spec, write_cache
-from workers.data.holdout import hold_out
-from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare
-from workers.data.sample_ids import FILE
+from workers.data.preparation.holdout import hold_out
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.sample_ids import FILE
 
 pytest_plugins = ["tests.support.service_fixtures"]
 SPEC = make_spec(samples=300)

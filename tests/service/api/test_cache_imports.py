@@ -16,8 +16,8 @@ from tests.service.api.test_routes import problem
 from tests.support.imported_logits import Values, npz
 from tests.support.service_helpers import Api, finish, make_settings, running_api
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset, row_ids
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset, row_ids
 from workers.run_files import CHECKPOINT
 
 pytest_plugins = ["tests.support.service_fixtures"]

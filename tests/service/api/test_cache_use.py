@@ -3,8 +3,8 @@
 import pytest
 
 from service.api.cache_use import _user
-from service.db.cache_use import TrainedRun, UsingJob
 from service.db.models import Json
+from service.db.queries.cache_use import TrainedRun, UsingJob
 from service.db.states import State
 from tests.support.store_cases import make_spec
 

@@ -41,8 +41,8 @@ from service.api.connections import (
 from service.api.dependencies import KEY_HEAVY_MAX, Context
 from service.api.rate_limits import KeyedSemaphore, address_group
 from service.api.routes import health, teachers
-from service.cli.supervisor import free_port
-from service.db.scopes import Scope
+from service.cli.processes.supervisor import free_port
+from service.db.keys.scopes import Scope
 from service.errors import InvalidRequest, SlowBody
 from service.settings import Settings
 from store import CacheNotFound, Catalog

@@ -3,9 +3,9 @@
 import pytest
 from sqlalchemy import insert, update
 
-from service.db import curve_queries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
-from service.db.packed_events import compact
+from service.db.queries import curve_queries
+from service.db.queries.packed_events import compact
 from service.db.states import State
 from tests.support.service_helpers import Api, start_run
 

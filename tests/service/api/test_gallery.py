@@ -26,7 +26,7 @@ from store import CacheReader, CacheSpec
 from tests.support.service_helpers import Api, make_settings, running_api
 from tests.support.store_cases import make_spec, write_cache
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 from workers.methods.temperature_bins import count
 from workers.teacher.cached_views import CachedViews
 

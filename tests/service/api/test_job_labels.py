@@ -4,7 +4,7 @@ from itertools import chain
 
 import pytest
 
-from service.db.scopes import Scope
+from service.db.keys.scopes import Scope
 from tests.service.api.test_auth import filled, operations
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import Api

@@ -29,7 +29,8 @@ from service.settings import TEACHER_MAX_BYTES
 from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, make_settings, onnx_bytes, running_api
 from workers.config.teacher import TeacherSpec
-from workers.onnx import smoke_test, versions
+from workers.onnx import versions
+from workers.onnx.sessions import smoke_test
 
 pytest_plugins = ["tests.support.service_fixtures"]
 

@@ -21,11 +21,11 @@ from workers.config.mixing import Mixup
 from workers.config.operations import RandAugment, SecondView
 from workers.config.teacher import Preprocessing
 from workers.config.views import CropFlip, ResizedCrop
-from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset
 from workers.teacher.cached_views import CachedViews
 from workers.teacher.preprocess import fit_views
 

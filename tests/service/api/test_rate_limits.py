@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from service.api.app import create_app
 from service.api.bodies.limits import JSON_DEPTH_MAX, check_depth
 from service.api.rate_limits import NAMES_MAX, ConcurrencyLimit, RateLimit
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
-from service.db.job_search import JobFilter
-from service.db.scopes import Scope
+from service.db.keys.scopes import Scope
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.job_search import JobFilter
 from service.db.states import State
 from service.errors import InvalidRequest, MalformedBody, QueueFull, TooManyRequests
 from tests.service.api.test_auth import filled

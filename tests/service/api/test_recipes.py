@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from service.api.schemas.jobs import JobRequest
-from service.db.api_queries import digest_of
 from service.db.job_posting import Idempotency
 from service.db.models import JobRecord, TeacherRecord
+from service.db.queries.api_queries import digest_of
 from tests.support.service_helpers import Api, make_settings, running_api
 from workers.config.job import Plan
 from workers.config.recipes import RECIPES

@@ -16,15 +16,15 @@ from starlette.types import Message, Receive, Scope, Send
 from service.api.app import create_app
 from service.api.auth import READ
 from service.api.middleware.response_cache import KEPT_BYTES_MAX, ResponseCache
-from service.db.api_keys import KeyRing, Keys
-from service.db.backoff import Backoff
 from service.db.columns import UtcDateTime
 from service.db.database import Database
+from service.db.keys.api_keys import KeyRing, Keys
+from service.db.keys.scopes import THIS_MACHINE, Caller
+from service.db.keys.scopes import Scope as KeyScope
 from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
-from service.db.scopes import THIS_MACHINE, Caller
-from service.db.scopes import Scope as KeyScope
+from service.db.queries.version import DATABASE, DatabaseVersion, DocumentSource, Version
+from service.db.scheduling.backoff import Backoff
 from service.db.states import State
-from service.db.version import DATABASE, DatabaseVersion, DocumentSource, Version
 from service.paths import DATABASE_ROUTES
 from tests.service.api.test_http import documents
 from tests.support.filled import METRICS
@@ -218,7 +218,7 @@ def test_response_cache_follows_the_clock_where_a_job_says_when_it_starts_again(
         return [one["waits_for"], all_["data"][0]["waits_for"]]
 
     assert all(waits())
-    monkeypatch.setattr("service.db.backoff.utc_now", lambda: until)
+    monkeypatch.setattr("service.db.scheduling.backoff.utc_now", lambda: until)
     assert waits() == [None, None]
 
 

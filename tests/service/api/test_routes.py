@@ -15,11 +15,11 @@ from rich.console import Console
 from service.api import dependencies
 from service.api.schemas.jobs import JobRequest
 from service.cli import render
-from service.cli.reports import results
-from service.db.api_queries import digest_of
+from service.cli.job_commands.reports import results
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.models import DatasetRecord, EngineRecord, utc_now
+from service.db.queries.api_queries import digest_of
 from service.db.states import State
 from service.gpus import GpuReport
 from tests.support.filled import make_cache

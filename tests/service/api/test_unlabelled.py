@@ -8,7 +8,7 @@ import pytest
 from service.db.models import JobRecord
 from tests.support.service_helpers import Api
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 
 pytest_plugins = ["tests.support.service_fixtures"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from service.cli import main
-from service.cli.supervisor import command, free_port
+from service.cli.processes.supervisor import command, free_port
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, utc_now
 from service.db.states import State

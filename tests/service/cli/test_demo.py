@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.demo_run import METHODS, SECOND_METHODS
-from service.cli.supervisor import command, free_port
+from service.cli.processes.demo_run import METHODS, SECOND_METHODS
+from service.cli.processes.supervisor import command, free_port
 from tests.service.cli.test_supervisor import none_left
 from tests.support.process_table import processes_with
 

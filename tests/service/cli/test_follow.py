@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from service.cli import render as terminal
-from service.cli.follow import render
-from service.cli.job_view import JobView
+from service.cli.job_commands.follow import render
+from service.cli.job_commands.job_view import JobView
 
 JOB = {"id": "job_1", "name": "digits"}
 RUNS = [{"id": f"run_{n}", "name": f"cnn_s {method} seed 0", "epochs": 4} for n, method in enumerate(["ce", "kd"])]

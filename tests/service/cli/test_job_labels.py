@@ -9,7 +9,7 @@ import pytest
 
 from service.cli import main
 from service.cli.base import BadInput
-from service.cli.job_labels import moment_of
+from service.cli.job_commands.job_labels import moment_of
 from service.client.client import Client
 from tests.support.service_helpers import Api
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from service.cli import render
-from service.cli.job_pages import preview_page, run_page
+from service.cli.job_commands.job_pages import preview_page, run_page
 
 
 def lines(page: RenderableType) -> list[str]:

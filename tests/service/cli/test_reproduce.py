@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from service.cli.base import CommandFailed
-from service.cli.reproduce import compare, find_teacher, rename_customs
+from service.cli.job_commands.reproduce import compare, find_teacher, rename_customs
 from service.client.client import Client
 
 BUNDLE: dict[str, Any] = {

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from service.cli.background_service import BackgroundService, ServiceEnded, answers_ready
-from service.cli.supervisor import free_port
+from service.cli.processes.background_service import BackgroundService, ServiceEnded, answers_ready
+from service.cli.processes.supervisor import free_port
 from service.client.client import Client
 from tests.support.process_table import api_process, processes_with
 from tests.support.service_helpers import open_to_others
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # The two children of a toy service: each says that it is up, and then does what it is told.
 CHILD = """
 import pathlib, signal, subprocess, sys, time
-from service.cli.supervisor import end_with_stdin
+from service.cli.processes.supervisor import end_with_stdin
 kind, up = sys.argv[1], pathlib.Path(sys.argv[2])
 if kind == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -39,7 +39,7 @@ time.sleep(600)
 """
 SUPERVISOR = """
 import os, pathlib, sys
-from service.cli.supervisor import supervise
+from service.cli.processes.supervisor import supervise
 folder, kinds, grace_s = pathlib.Path(sys.argv[1]), sys.argv[2].split(","), float(sys.argv[3])
 ups = [folder / f"{kind}.up" for kind in kinds]
 sys.exit(supervise(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from service.cli.supervisor import command, free_port
+from service.cli.processes.supervisor import command, free_port
 from service.client.client import Client
 from service.client.errors import ApiProblem, DamagedDownload, ServiceUnreachable, UnusableProxy, WaitTimeout
 from service.client.event_stream import parse_events

@@ -14,14 +14,14 @@ from sqlalchemy import create_engine, event, text
 
 from service.api.server import build_server
 from service.cli import main
-from service.db.api_keys import FRESH_S, NOTE_USES_S, Keys, any_live_key, digest_of_secret
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.ids import new_id
 from service.db.job_posting import Idempotency
+from service.db.keys.api_keys import FRESH_S, NOTE_USES_S, Keys, any_live_key, digest_of_secret
+from service.db.keys.scopes import Scope
 from service.db.models import IdempotencyRecord, KeyRecord, utc_now
+from service.db.queries.api_queries import ApiQueries
 from service.db.revisions import MIGRATIONS
-from service.db.scopes import Scope
 from service.errors import IdempotencyMismatch, NotFound, UnsafeBinding
 from tests.support.service_helpers import PostgresServer, make_plan, make_settings, running_api, teacher_row
 

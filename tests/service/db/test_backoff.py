@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from service.api.job_documents import summarise
-from service.db.api_queries import ApiQueries
-from service.db.backoff import Backoff, after_loss
 from service.db.models import JobRecord, RunRecord, utc_now
+from service.db.queries.api_queries import ApiQueries
+from service.db.scheduling.backoff import Backoff, after_loss
 from service.db.states import State
 from service.engine.active_jobs import LOST_ATTEMPTS_MAX
 from service.engine.scheduler import Scheduler
@@ -35,7 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("service.db.backoff.utc_now", clock)
+    monkeypatch.setattr("service.db.scheduling.backoff.utc_now", clock)
     return clock
 
 

@@ -2,13 +2,13 @@
 
 from sqlalchemy import update
 
-from service.db.api_queries import ApiQueries
-from service.db.cache_use import TrainedRun, cache_events, jobs_of_cache, trained_runs
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.db.job_teachers import ChosenTeacher, imported_record
 from service.db.models import JobRecord, Json
-from service.db.packed_events import compact
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.cache_use import TrainedRun, cache_events, jobs_of_cache, trained_runs
+from service.db.queries.packed_events import compact
 from service.db.states import State
 from tests.support.service_helpers import add_job, finish, make_plan, teacher_row
 from tests.support.store_cases import make_spec

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from sqlalchemy import select
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
-from service.db.job_control import JobControl
 from service.db.models import ArtifactRecord, EventRecord, JobRecord, Json, RunRecord
-from service.db.set_aside import reason_of
+from service.db.queries.api_queries import ApiQueries
+from service.db.scheduling.job_control import JobControl
+from service.db.scheduling.set_aside import reason_of
 from service.db.states import JOB_TABLE, TABLE, TERMINAL, WORKING, State
 from service.errors import Conflict, LeaseLost
 from tests.support.service_helpers import add_job

@@ -20,15 +20,15 @@ from sqlalchemy.schema import SchemaItem
 
 from service.api import job_documents
 from service.api.routes import events, runs
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
-from service.db.job_control import JobControl
 from service.db.job_posting import Idempotency
 from service.db.models import Base, JobRecord, TeacherRecord, utc_now
-from service.db.packed_events import pack
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.packed_events import pack
 from service.db.revisions import MIGRATIONS
+from service.db.scheduling.job_control import JobControl
 from service.db.states import State
 from service.settings import Settings
 from tests.support.service_helpers import PostgresServer, add_job, make_plan, start_run, teacher_row

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
+from service.db.deletions.retention import Limits, Retention
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
-from service.db.job_control import JobControl
 from service.db.job_posting import Idempotency
 from service.db.models import (
     Base,
@@ -26,8 +25,9 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.packed_events import compact
-from service.db.retention import Limits, Retention
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.packed_events import compact
+from service.db.scheduling.job_control import JobControl
 from service.db.states import State
 from service.errors import Conflict, NotFound
 from service.operations.data_dir import unknown_files
@@ -42,10 +42,10 @@ from tests.support.service_helpers import (
     start_run,
     teacher_row,
 )
-from workers.data import decoded
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
+from workers.data.preparation import decoded
+from workers.data.preparation.prepare import prepare
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -263,7 +263,7 @@ KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
 from service.db.database import Database
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
 from service.settings import Settings
 from workers.data import decoded
 settings = Settings(data_dir=Path(sys.argv[1]), data_root=Path(sys.argv[2]))

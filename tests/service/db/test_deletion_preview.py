@@ -9,9 +9,9 @@ from service.db.states import State
 from tests.service.db.test_deletion import a_job
 from tests.support.filled import make_cache
 from tests.support.service_helpers import Api, make_settings, running_api
-from workers.data import decoded
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare
+from workers.data.preparation import decoded
+from workers.data.preparation.prepare import prepare
 
 
 def test_deletion_preview_tells_what_would_go_and_why_it_is_refused(

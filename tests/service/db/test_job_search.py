@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import event, text, update
 from sqlalchemy.engine import Engine
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.ids import new_id
-from service.db.job_search import JobFilter, JobOrder, RunFilter, find_jobs
 from service.db.models import JobRecord, utc_now
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.job_search import JobFilter, JobOrder, RunFilter, find_jobs
 from service.db.states import State
 from service.errors import NotFound
 from tests.support.service_helpers import make_plan, teacher_row

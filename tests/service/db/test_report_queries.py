@@ -2,11 +2,11 @@
 
 import pytest
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.db.models import Json
-from service.db.report_queries import files_of_runs, jobs_and_runs
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.report_queries import files_of_runs, jobs_and_runs
 from service.db.states import State
 from service.errors import NotFound, TooLarge
 from tests.support.service_helpers import add_job, start_run

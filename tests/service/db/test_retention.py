@@ -12,11 +12,10 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from service.cli import main
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
+from service.db.deletions.retention import DAY_S, Collected, Limits, Retention
 from service.db.engine_queries import EngineQueries
-from service.db.job_control import JobControl
 from service.db.models import (
     DeletedPathRecord,
     EventRecord,
@@ -25,17 +24,18 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.packed_events import PACK_MAX, PROGRESS, compact
-from service.db.retention import DAY_S, Collected, Limits, Retention
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.packed_events import PACK_MAX, PROGRESS, compact
+from service.db.scheduling.job_control import JobControl
 from service.db.states import State
 from service.engine.housekeeping import Housekeeper
 from service.settings import Settings
 from tests.support.filled import fill
 from tests.support.service_helpers import Api, add_job, make_plan, make_settings, start_run, teacher_row
-from workers.data import decoded
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.preparation import decoded
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.files import alone
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -420,9 +420,9 @@ def test_events_go_by_the_age_of_their_job_and_not_while_streams_may_wait_for_it
 
 def test_a_long_job_is_compacted_before_it_is_deleted(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     """One transaction that deletes millions of rows would hold up the engine's heartbeat."""
-    monkeypatch.setattr("service.db.deletion.EVENTS_AT_ONCE", 3)
+    monkeypatch.setattr("service.db.deletions.deletion.EVENTS_AT_ONCE", 3)
     compacted = []
-    monkeypatch.setattr("service.db.deletion.compact", lambda _, job_id: compacted.append(job_id))
+    monkeypatch.setattr("service.db.deletions.deletion.compact", lambda _, job_id: compacted.append(job_id))
     shelf.deletion.delete_job(shelf.ids[0])
     assert compacted == [shelf.ids[0]]
 

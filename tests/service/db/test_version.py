@@ -9,13 +9,13 @@ from pathlib import Path
 from sqlalchemy import Executable, text, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, RunRecord, utc_now
+from service.db.queries.api_queries import ApiQueries
+from service.db.queries.version import DATABASE, DatabaseVersion, DocumentSource, SourceKind, Version
 from service.db.shared_read import BatchRead, SharedRead
 from service.db.states import State
-from service.db.version import DATABASE, DatabaseVersion, DocumentSource, SourceKind, Version
 from tests.support.service_helpers import add_job
 
 pytest_plugins = ["tests.support.service_fixtures"]

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text, update
 
-from service.cli.supervisor import free_port
+from service.cli.processes.supervisor import free_port
 from service.db.database import Database
 from service.db.models import EngineRecord
 from service.doctor import CHECKS, installation, machine, packages

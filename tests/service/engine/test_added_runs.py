@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import State
 from service.engine.scheduler import Scheduler
 from tests.service.engine.test_scheduler import _Bench, _Cluster, _Task, complete_caches, failed

@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from service.cli import main
-from service.db.api_queries import ApiQueries
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
+from service.db.queries.api_queries import ApiQueries
 from service.engine.cache_leases import CacheLeases
 from service.engine.scheduler import Scheduler
 from service.gpus import GpuWatch

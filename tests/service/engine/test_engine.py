@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from service.cli import main
-from service.db.connections import LogGone
+from service.db.connection.connections import LogGone
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from service.db.eta_queries import EtaQueries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord, utc_now
+from service.db.queries.eta_queries import EtaQueries
 from service.db.states import State
 from service.engine import eta
 from service.engine.eta import EtaKeeper

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.db.api_queries import ApiQueries
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import State
 from tests.service.engine.test_scheduler import _Bench, _Cluster, complete_caches
 from workers.cluster.outcomes import TaskOutcome

@@ -16,8 +16,8 @@ from workers.config.task import Folders, InferenceTask
 from workers.config.views import NoAugmentation
 from workers.errors import InvalidTeacher
 from workers.events import Log, PreflightChecked, ignore, never
-from workers.onnx import confined_session
-from workers.onnx.confined_session import SessionLimits
+from workers.onnx.sessions import confined_session
+from workers.onnx.sessions.confined_session import SessionLimits
 from workers.teacher import sessions
 from workers.teacher.build_caches import build_caches
 from workers.teacher.inference import inference_batch, open_teacher

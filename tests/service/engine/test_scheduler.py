@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
 from service.db.engine_queries import EngineQueries
-from service.db.job_control import JobControl
 from service.db.models import EngineRecord, JobRecord, utc_now
+from service.db.queries.api_queries import ApiQueries
+from service.db.scheduling.job_control import JobControl
 from service.db.states import State
 from service.engine.active_jobs import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOST_ATTEMPTS_MAX
 from service.engine.attempt_files import list_artifacts
@@ -230,7 +230,7 @@ def inferred(rows: int, key: str = "0" * 64) -> list[Numbered]:
 def test_losses_of_a_caches_process_count_unless_it_had_inferred_something(
     bench: _Bench, rows: int, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
+    monkeypatch.setattr("service.db.scheduling.backoff.delay_s", lambda _: 0.0)
     tasks = [_Task(inferred(rows), vanished()) for _ in range(LOST_ATTEMPTS_MAX + 1)]
     engine = bench.engine(*tasks, _Task())
     for _ in range(len(tasks) + 2):
@@ -593,7 +593,7 @@ def test_engine_whose_slots_one_key_fills_takes_the_job_of_another(bench: _Bench
 def test_engine_names_the_teacher_in_the_error_of_a_job_that_it_has_failed(
     bench: _Bench, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.db.backoff.delay_s", lambda _: 0.0)
+    monkeypatch.setattr("service.db.scheduling.backoff.delay_s", lambda _: 0.0)
     lost = TaskOutcome(kind="vanished", error_type=kind, message="its process ended")
     ending = failed(kind) if kind == "InvalidTeacher" else lost
     engine = bench.engine(*[_Task(outcome=ending) for _ in range(LOST_ATTEMPTS_MAX + 1)])

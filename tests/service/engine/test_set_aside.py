@@ -17,11 +17,11 @@ import pytest
 from safetensors import SafetensorError
 from sqlalchemy import update
 
-from service.cli.job_view import JobView
-from service.db.backoff import DISK_TRIES, TryBackoff
+from service.cli.job_commands.job_view import JobView
 from service.db.database import Database, DatabaseDiskError, DatabaseFull
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, JobRecord, Json, RunRecord
+from service.db.scheduling.backoff import DISK_TRIES, TryBackoff
 from service.db.states import State
 from service.engine.disk import EngineDisk
 from service.engine.scheduler import Scheduler
@@ -38,7 +38,7 @@ from workers.cluster.outcomes import TaskOutcome, outcome
 from workers.disk_errors import disk_error
 from workers.errors import DiskLow, InvalidDataset
 from workers.run_files import CHECKPOINT
-from workers.training.checkpoint import load_checkpoint
+from workers.training.checkpoints.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     from tests.support.digits import Digits
@@ -71,7 +71,7 @@ class Room:
         monkeypatch.setattr(disk, "os", SimpleNamespace(**system))
         monkeypatch.setattr(disk, "PROBE_S", 0.0)
         monkeypatch.setattr("service.engine.disk.RESUME_S", 0.0)
-        monkeypatch.setattr("service.db.backoff.DISK_TRIES", replace(DISK_TRIES, base_s=0.0))
+        monkeypatch.setattr("service.db.scheduling.backoff.DISK_TRIES", replace(DISK_TRIES, base_s=0.0))
 
     def statvfs(self, _: Path) -> SimpleNamespace:
         flag = os.ST_RDONLY if self.is_read_only else 0
@@ -173,7 +173,7 @@ def test_load_checkpoint_passes_over_a_damaged_file_but_not_over_one_that_may_be
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("workers.training.checkpoint.torch.load", fail)
+    monkeypatch.setattr("workers.training.checkpoints.checkpoint.torch.load", fail)
     if is_damage:
         assert load_checkpoint([tmp_path], "x") is None
         return
@@ -304,9 +304,9 @@ def test_set_job_aside_leaves_an_ordinary_pause_where_clients_have_paused_every_
 def test_what_gets_nowhere_is_tried_later_each_time_and_at_once_when_it_has_got_somewhere(
     bench: _Bench, room: Room, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.db.backoff.DISK_TRIES", DISK_TRIES)
+    monkeypatch.setattr("service.db.scheduling.backoff.DISK_TRIES", DISK_TRIES)
     clock = [1000.0]
-    monkeypatch.setattr("service.db.backoff.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("service.db.scheduling.backoff.time", SimpleNamespace(monotonic=lambda: clock[0]))
     kept = EngineDisk(bench.settings, bench.queries, EngineParts(bench.queries))
     for wait_s in (5.0, 10.0, 20.0):
         kept.count("run_1")

@@ -10,8 +10,8 @@ from store import Catalog, chunks_bytes
 from tests.support.digits import Digits
 from tests.support.store_cases import make_spec, write_cache
 from workers.config.job import JobSpec
-from workers.data.discovery import examine
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.holdout_spec import Holdout
 from workers.events import ignore, never
 from workers.teacher.cache_plan import KnownTeacher
 from workers.teacher.plan_caches import plan_caches

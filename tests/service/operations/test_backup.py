@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
+from service.db.deletions.student_files import StudentFiles
 from service.db.engine_queries import EngineQueries
 from service.db.ids import new_id
 from service.db.models import JobRecord
+from service.db.queries.api_queries import ApiQueries
 from service.db.states import State
 from service.db.student_file_record import StudentFileRecord
-from service.db.student_files import StudentFiles
 from service.engine.attempt_files import list_artifacts
 from service.errors import BackupFailed, BadBackup, DataDirBusy, DataDirNotEmpty
 from service.operations import backup as backup_module

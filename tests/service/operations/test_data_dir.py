@@ -12,10 +12,10 @@ from structlog.testing import capture_logs
 
 from service.api.server import serve
 from service.cli import main
-from service.db.api_queries import ApiQueries
-from service.db.connections import LogGone
+from service.db.connection.connections import LogGone
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
+from service.db.queries.api_queries import ApiQueries
 from service.engine.process import run_engine
 from service.errors import DamagedCopy, NewerDatabase
 from service.operations.data_dir import open_database

@@ -21,8 +21,8 @@ from sqlalchemy.exc import OperationalError
 
 from service.api.metrics import Metrics
 from service.cli import main
-from service.cli.background_service import BackgroundService, ServiceEnded
-from service.cli.supervisor import GAVE_UP, command
+from service.cli.processes.background_service import BackgroundService, ServiceEnded
+from service.cli.processes.supervisor import GAVE_UP, command
 from service.db.database import Database, DatabaseFull
 from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, utc_now

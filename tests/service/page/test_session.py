@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from service.cli.supervisor import command, free_port
+from service.cli.processes.supervisor import command, free_port
 from service.page.paths import SESSION_COOKIE
 from tests.service.api.test_multipart import wait_until
 

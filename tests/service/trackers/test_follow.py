@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from service.cli.supervisor import free_port
+from service.cli.processes.supervisor import free_port
 from service.client.client import Client
 from service.trackers.cursor import Cursor
 from service.trackers.follow import Follower

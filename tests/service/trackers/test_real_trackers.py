@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import httpx2
 import pytest
 
-from service.cli.supervisor import free_port
+from service.cli.processes.supervisor import free_port
 from tests.support.service_helpers import Api
 from tests.support.tracker_cases import Work
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.cli.background_service import BackgroundService
-from service.cli.trackers import track_arguments
+from service.cli.processes.background_service import BackgroundService
+from service.cli.processes.trackers import track_arguments
 from service.client.client import Client
 from service.settings import Settings
 from service.trackers.address import parse_address

@@ -20,12 +20,12 @@ from sqlalchemy import update
 
 from service.cli import main
 from service.db import transitions
-from service.db.api_queries import ApiQueries
 from service.db.database import Database
-from service.db.deletion import Deleter
+from service.db.deletions.deletion import Deleter
 from service.db.engine_queries import EngineQueries
-from service.db.job_control import JobControl
 from service.db.models import JobRecord, utc_now
+from service.db.queries.api_queries import ApiQueries
+from service.db.scheduling.job_control import JobControl
 from service.db.states import State
 from service.db.transitions import transition
 from service.db.webhook_outbox import (
@@ -341,7 +341,7 @@ _CHILD = """
 import asyncio, sys
 from pathlib import Path
 from service.db.database import Database
-from service.db.job_control import JobControl
+from service.db.scheduling.job_control import JobControl
 from service.db.webhook_outbox import WebhookOutbox
 from service.settings import Settings
 from service.webhooks.allowed import AllowedHosts

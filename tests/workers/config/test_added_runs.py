@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from service.db.api_queries import digest_of
+from service.db.queries.api_queries import digest_of
 from workers.config.draft import PlanDraft, with_added
 from workers.config.job import Plan
 from workers.config.run_block import RunBlock, student_at

@@ -9,7 +9,7 @@ from workers.config.labels import check_labels
 from workers.config.mixing import CutMix, Mixup
 from workers.config.operations import RandAugment, SecondView
 from workers.config.views import CropFlip, ResizedCrop, Views
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob, UnknownName
 from workers.methods.combined import PRESETS
 

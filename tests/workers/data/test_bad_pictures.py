@@ -9,15 +9,15 @@ from PIL import Image, ImageOps
 
 from tests.workers.data.test_discovery import make_folder
 from tests.workers.data.test_prepared import truncate
-from workers.data import decoded
-from workers.data import prepare as preparation
-from workers.data.bad_picture_reports import read_reports
-from workers.data.discovery import examine
+from workers.data.decoding.picture_blocks import find_bad
+from workers.data.decoding.picture_decoder import PictureDecoder
 from workers.data.kinds.encoded import EncodedFiles
 from workers.data.kinds.folder import FolderDataset
-from workers.data.picture_blocks import find_bad
-from workers.data.picture_decoder import PictureDecoder
-from workers.data.prepared import Dataset
+from workers.data.preparation import decoded
+from workers.data.preparation import prepare as preparation
+from workers.data.preparation.bad_picture_reports import read_reports
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.prepared import Dataset
 from workers.errors import InvalidDataset
 from workers.events import Log, Split, never
 

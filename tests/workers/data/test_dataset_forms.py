@@ -13,7 +13,7 @@ from workers.config.dataset import DatasetSpec
 from workers.config.job import JobSpec, StudentSpec
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherSpec
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 from workers.events import ignore, never
 from workers.methods.catalog import parse_method
 from workers.teacher.build_caches import build_caches

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from workers.config.dataset import DatasetSpec
-from workers.data.discovery import examine
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
 from workers.data.kinds.torchvision_sets import TorchvisionDataset
-from workers.data.labels import LABELS_MAX
+from workers.data.labelling.labels import LABELS_MAX
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset
 
 

@@ -9,9 +9,9 @@ import pytest
 from tests.workers.data.test_discovery import make_folder
 from tests.workers.data.test_prepared import prepare
 from workers.config.job import Plan
-from workers.data.discovery import examine
-from workers.data.folder_tree import may_hold_classes
+from workers.data.files.folder_tree import may_hold_classes
 from workers.data.kinds.folder import FolderDataset
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset, InvalidJob
 
 PETS = FolderDataset(path="pets")

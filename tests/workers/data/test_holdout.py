@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from tests.workers.data.test_discovery import make_folder
-from workers.data import decoded
-from workers.data.discovery import examine
-from workers.data.holdout import hold_out
-from workers.data.holdout_rows import holdout_rows
-from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset, SubsetDataset, open_prepared
+from workers.data.preparation import decoded
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.holdout import hold_out
+from workers.data.preparation.holdout_rows import holdout_rows
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset, SubsetDataset, open_prepared
 from workers.errors import InvalidDataset
 
 NAMES = ("a", "b", "c")

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from tests.workers.data.test_discovery import make_folder, make_mnist, make_npz
 from tests.workers.data.test_prepared import make_cifar, prepare
 from workers.config.dataset import DatasetSpec
-from workers.data.discovery import examine
+from workers.data.preparation.discovery import examine
 
 SPEC: TypeAdapter[DatasetSpec] = TypeAdapter(DatasetSpec)
 # Descriptions as the database has them, and fingerprints of both splits of the datasets that ``root`` makes; all noted

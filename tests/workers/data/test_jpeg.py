@@ -11,8 +11,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from workers.data import pictures
-from workers.data.pictures import decode_picture
+from workers.data.decoding import pictures
+from workers.data.decoding.pictures import decode_picture
 from workers.errors import InvalidDataset
 
 PATH = Path("folder/cat/1.jpg")

@@ -8,10 +8,10 @@ import pytest
 
 from tests.workers.data.test_discovery import make_folder
 from tests.workers.data.test_prepared import prepare
-from workers.data import manifest_rows
-from workers.data.discovery import examine
+from workers.data.files import manifest_rows
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.manifest import ManifestDataset
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset
 
 LIST = ManifestDataset(path="pets/list.csv")

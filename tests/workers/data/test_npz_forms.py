@@ -7,8 +7,8 @@ import pytest
 
 from tests.workers.data.test_discovery import make_npz
 from tests.workers.data.test_prepared import prepare
-from workers.data.discovery import examine
 from workers.data.kinds.npz import NpzDataset
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 3, 4, 5), dtype=np.uint8)

@@ -31,16 +31,16 @@ from sklearn.datasets import load_digits
 
 from tests.workers.data.test_discovery import make_folder, make_idx, make_mnist, make_npz
 from workers.config.dataset import DatasetSpec
-from workers.data import blocks as block_module
-from workers.data import picture_blocks
-from workers.data import prepare as preparation
-from workers.data.discovery import examine
+from workers.data.decoding import blocks as block_module
+from workers.data.decoding import picture_blocks
+from workers.data.decoding.pictures import FILE_MAX_BYTES, decode_picture
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
 from workers.data.kinds.torchvision_sets import TorchvisionDataset
-from workers.data.pictures import FILE_MAX_BYTES, decode_picture
-from workers.data.prepared import Dataset, open_prepared
+from workers.data.preparation import prepare as preparation
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.errors import DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Log, Split
 from workers.files import disk_full_is_disk_low
@@ -122,7 +122,7 @@ def test_folder_is_decoded_in_class_and_name_order(tmp_path: Path) -> None:
 
 def test_folder_larger_than_a_block_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_folder(tmp_path, ("a", "b"), pictures=40)
-    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 3 * 4 * 4 * 3)
+    monkeypatch.setattr("workers.data.decoding.blocks.BLOCK_BYTES", 3 * 4 * 4 * 3)
     train = prepare(FolderDataset(path="pets"), "train", tmp_path)
     numbers = sorted(range(40), key=lambda n: f"{n}.png")
     assert train.images_NHWC[:, 0, 0, 1].tolist() == numbers * 2
@@ -224,7 +224,7 @@ def test_prepare_names_damaged_pictures_up_to_ten_and_counts_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: Literal["decoded", "files"], blocks: int
 ) -> None:
     """Whichever block they are in, the very first picture included; no object of Python's is shown."""
-    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 10_000 if blocks == 1 else 4 * 4 * 3 * 10)
+    monkeypatch.setattr("workers.data.decoding.blocks.BLOCK_BYTES", 10_000 if blocks == 1 else 4 * 4 * 3 * 10)
     pictures = sorted((make_folder(tmp_path, pictures=14) / "train").rglob("*.png"))
     for picture in pictures[:13]:
         write_text(picture)
@@ -585,7 +585,7 @@ def test_prepare_computes_mean_and_std_of_the_pixels(tmp_path: Path, monkeypatch
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 5, 3), dtype=np.uint8)
     images[..., 2] = 255
     make_npz(tmp_path / "a.npz", train_images=images, train_labels=np.arange(50) % 3, test_images=images[:3])
-    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 7 * 4 * 5 * 3)
+    monkeypatch.setattr("workers.data.decoding.blocks.BLOCK_BYTES", 7 * 4 * 5 * 3)
     train = prepare(NpzDataset(path="a.npz"), "train", tmp_path)
     np.testing.assert_allclose(train.channel_mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(train.channel_std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-12)
@@ -732,7 +732,7 @@ def test_prepare_that_is_stopped_leaves_nothing_behind(
     make_folder(tmp_path, pictures=20)
     make_npz(tmp_path / "a.npz")
     make_mnist(tmp_path)
-    monkeypatch.setattr("workers.data.blocks.BLOCK_BYTES", 100)
+    monkeypatch.setattr("workers.data.decoding.blocks.BLOCK_BYTES", 100)
     specs: list[DatasetSpec] = [FolderDataset(path="pets"), NpzDataset(path="a.npz"), TorchvisionDataset(kind="mnist")]
     for spec in specs:
         answers = iter([False, True])
@@ -776,8 +776,8 @@ def should_stop():
     return False
 
 root = Path(sys.argv[1])
-import workers.data.blocks
-workers.data.blocks.BLOCK_BYTES = 60
+import workers.data.decoding.blocks
+workers.data.decoding.blocks.BLOCK_BYTES = 60
 preparation.prepare(NpzDataset(path="a.npz"), "train", root, root / "work", should_stop=should_stop)
 """
 

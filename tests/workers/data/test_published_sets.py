@@ -8,11 +8,11 @@ from scipy.io import savemat
 
 from tests.workers.data.test_discovery import make_mnist
 from tests.workers.data.test_prepared import prepare
-from workers.data.discovery import examine
 from workers.data.kinds import svhn
 from workers.data.kinds.stl10 import Stl10Dataset
 from workers.data.kinds.svhn import SvhnDataset
 from workers.data.kinds.torchvision_sets import TorchvisionDataset
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset
 
 

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from tests.workers.data.test_discovery import make_folder, make_npz
-from workers.data import row_digests, sample_ids
-from workers.data.holdout import hold_out
-from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset, open_prepared
-from workers.data.row_digests import overlap_warnings
+from workers.data.preparation import row_digests, sample_ids
+from workers.data.preparation.holdout import hold_out
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset, open_prepared
+from workers.data.preparation.row_digests import overlap_warnings
 from workers.errors import InvalidDataset
 from workers.events import Split
 

@@ -18,10 +18,10 @@ from PIL import Image
 from tests.support import dataset_forms
 from tests.support.dataset_forms import LABELS, PICTURES, encoded
 from tests.workers.data.test_prepared import prepare
-from workers.data import image_column, table_columns
-from workers.data.discovery import examine
 from workers.data.kinds.parquet import ParquetDataset
-from workers.data.tables import open_arrow
+from workers.data.preparation.discovery import examine
+from workers.data.tabular import image_column, table_columns
+from workers.data.tabular.tables import open_arrow
 from workers.errors import InvalidDataset
 
 BYTES = [encoded(picture, "JPEG") for picture in PICTURES["train"]]
@@ -456,7 +456,7 @@ def test_tables_without_pyarrow_name_the_extra(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_kind_loads_no_pyarrow_before_it_reads() -> None:
-    code = "import sys, workers.data.table_columns, workers.data.table_features, workers.data.kinds.parquet; "
+    code = "import sys, workers.data.tabular.table_columns, workers.data.tabular.table_features, workers.data.kinds.parquet; "
     code += "print('pyarrow' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.workers.data.test_webdataset import samples, write
-from workers.data import kept_indexes, tar_index
-from workers.data.discovery import examine
 from workers.data.kinds.webdataset import WebDataset
-from workers.data.tar_headers import NoEnd, TarReader
+from workers.data.preparation.discovery import examine
+from workers.data.webdataset import kept_indexes, tar_index
+from workers.data.webdataset.tar_headers import NoEnd, TarReader
 from workers.errors import InvalidDataset
 
 NAMES = ("a.jpg", "folder/b.cls", "x" * 95 + ".png", "x" * 101, "a/" * 70 + "c.jpg", "é.jpg", "\udcfc.jpg", "folder/")
@@ -120,8 +120,10 @@ def test_webdataset_index_is_found_by_the_next_process(
     assert (again, index.read_bytes()) == (first, before)
     assert again.notes
     monkeypatch.undo()
-    code = "import sys; from pathlib import Path; from workers.data import tar_index; tar_index.TarReader = None; "
-    code += "from workers.data.discovery import examine; from workers.data.kinds.webdataset import WebDataset; "
+    code = "import sys; from pathlib import Path; from workers.data.webdataset import tar_index; tar_index.TarReader = None; "
+    code += (
+        "from workers.data.preparation.discovery import examine; from workers.data.kinds.webdataset import WebDataset; "
+    )
     code += "root = Path(sys.argv[1]); print(examine(WebDataset(path='a.tar'), root, root / 'work').samples)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout == "{'train': 4}\n"

@@ -8,12 +8,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tests.workers.data.test_discovery import make_npz
-from workers.data.discovery import examine
-from workers.data.holdout_rows import holdout_rows
-from workers.data.holdout_spec import Holdout
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
+from workers.data.preparation.discovery import examine
+from workers.data.preparation.holdout_rows import holdout_rows
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepare import prepare
 from workers.errors import InvalidDataset
 
 

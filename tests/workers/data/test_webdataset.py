@@ -15,8 +15,8 @@ from PIL import Image
 from tests.support import dataset_forms
 from tests.support.dataset_forms import PICTURES, add, encoded
 from tests.workers.data.test_prepared import prepare
-from workers.data.discovery import examine
 from workers.data.kinds.webdataset import WebDataset
+from workers.data.preparation.discovery import examine
 from workers.errors import InvalidDataset
 
 JPEG = [encoded(picture, "JPEG") for picture in PICTURES["train"]]

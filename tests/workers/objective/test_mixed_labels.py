@@ -11,7 +11,7 @@ from workers.objective.mixed_labels import MixedLabels
 from workers.objective.objective import objective_of
 from workers.objective.statistics import batch_as_cache, row_statistics
 from workers.objective.view import View
-from workers.training.epoch_sums import EpochSums
+from workers.training.metrics.epoch_sums import EpochSums
 
 OWN = torch.tensor([0, 3, 4, 1, 1, 2, 2, 0])
 OTHERS = torch.tensor([1, 3, 0, 2, 4, 4, 0, 0])

@@ -18,10 +18,11 @@ from tests.support.attacks import ATTACKS, BODIES
 from tests.support.service_helpers import Api, make_settings, running_api
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx import check, smoke_test
-from workers.onnx.check import check_onnx
-from workers.onnx.packing import is_archive, pack
-from workers.onnx.teacher_graph import TeacherGraph
+from workers.onnx.checks import check
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.checks.teacher_graph import TeacherGraph
+from workers.onnx.sessions import smoke_test
+from workers.onnx.uploads.packing import is_archive, pack
 
 OVER_HTTP = (
     "external data at ../x",

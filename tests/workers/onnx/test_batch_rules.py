@@ -11,9 +11,9 @@ from onnx import NodeProto, helper
 from tests.support import onnx_models
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx.batch_rules import NO_HINT, batch_hint
-from workers.onnx.check import check_onnx
-from workers.onnx.smoke_test import smoke_run
+from workers.onnx.checks.batch_rules import NO_HINT, batch_hint
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.sessions.smoke_test import smoke_run
 
 node = helper.make_node
 FLATTEN, GEMM = node("Flatten", ["images"], ["flat"]), node("Gemm", ["flat", "weight"], ["z"])

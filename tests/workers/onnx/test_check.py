@@ -15,11 +15,11 @@ from pydantic import JsonValue
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
-from workers.onnx import sandbox
-from workers.onnx.check import FileLimits, check_onnx
-from workers.onnx.inspection import inspect_in_subprocess
-from workers.onnx.parsing import refusing
-from workers.onnx.teacher_graph import check_picture
+from workers.onnx.checks.check import FileLimits, check_onnx
+from workers.onnx.checks.parsing import refusing
+from workers.onnx.checks.teacher_graph import check_picture
+from workers.onnx.sandboxing import sandbox
+from workers.onnx.uploads.inspection import inspect_in_subprocess
 
 GEMM = helper.make_node("Gemm", ["flat", "weight"], ["logits"])
 FLATTEN = helper.make_node("Flatten", ["images"], ["flat"])

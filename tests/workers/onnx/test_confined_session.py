@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from tests.support import hostile_teachers, onnx_models
 from tests.support.hostile_teachers import TRIGGER
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
-from workers.onnx import confined_session, session_process
-from workers.onnx.confined_session import ConfinedSession, SessionLimits, limits_of
-from workers.onnx.session import CUDA_PROVIDER, OnnxSession, cuda_providers
-from workers.onnx.session_child import Output
-from workers.onnx.shared_arrays import SharedArrays, SharedReader
+from workers.onnx.sessions import confined_session, session_process
+from workers.onnx.sessions.confined_session import ConfinedSession, SessionLimits, limits_of
+from workers.onnx.sessions.session import CUDA_PROVIDER, OnnxSession, cuda_providers
+from workers.onnx.sessions.session_child import Output
+from workers.onnx.sessions.shared_arrays import SharedArrays, SharedReader
 
 ROWS = TRIGGER + 4
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost, WorkerError
-from workers.onnx import gpu_confinement
+from workers.onnx.sessions import gpu_confinement
 
 
 @pytest.fixture(autouse=True)

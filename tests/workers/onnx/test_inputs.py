@@ -7,8 +7,8 @@ from onnx import TensorProto, helper
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
-from workers.onnx.class_metadata import class_names_of
-from workers.onnx.inputs import Scalar, graph_inputs
+from workers.onnx.checks.class_metadata import class_names_of
+from workers.onnx.checks.inputs import Scalar, graph_inputs
 
 
 def with_scalar(element: int) -> onnx.ModelProto:

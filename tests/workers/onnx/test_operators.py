@@ -12,8 +12,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
 from tests.support import onnx_models
-from workers.onnx.check import check_onnx
-from workers.onnx.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.checks.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 
 
 def runtime_operators(path: Path) -> set[str]:

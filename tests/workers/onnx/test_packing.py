@@ -16,9 +16,9 @@ from onnx import TensorProto, numpy_helper
 
 from tests.support import onnx_models
 from workers.errors import InvalidTeacher
-from workers.onnx.check import check_onnx
-from workers.onnx.packing import is_archive, pack
-from workers.onnx.packing_child import answer
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.uploads.packing import is_archive, pack
+from workers.onnx.uploads.packing_child import answer
 
 LIMIT = 1 << 20
 Files = dict[str, bytes]

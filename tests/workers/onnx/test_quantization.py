@@ -13,9 +13,9 @@ from onnx import helper
 
 from tests.support.onnx_models import model, random_linear, save
 from workers.errors import Stopped
-from workers.onnx.check import check_onnx
+from workers.onnx.checks.check import check_onnx
 from workers.onnx.quantization import QuantizationFailed, quantize
-from workers.onnx.session import OnnxSession
+from workers.onnx.sessions.session import OnnxSession
 
 
 def batches(count: int = 2) -> Iterator[NDArray[np.float32]]:

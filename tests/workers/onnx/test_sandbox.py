@@ -19,9 +19,9 @@ import pytest
 from pydantic import JsonValue
 
 from workers.errors import WorkerError
-from workers.onnx import sandbox, seccomp, system_calls
-from workers.onnx.sandbox import SandboxOutcome, call
-from workers.onnx.sandbox_child import ROOT
+from workers.onnx.sandboxing import sandbox, seccomp, system_calls
+from workers.onnx.sandboxing.sandbox import SandboxOutcome, call
+from workers.onnx.sandboxing.sandbox_child import ROOT
 
 PROBES = "tests.support.sandbox_probes"
 MEMORY_BYTES = 1 << 30
@@ -66,7 +66,7 @@ def test_sandbox_with_gpus_is_confined_but_for_what_their_driver_needs(tmp_path:
         "import json, sys\n"
         "from pathlib import Path\n"
         "from tests.support import sandbox_probes\n"
-        "from workers.onnx import confinement\n"
+        "from workers.onnx.sandboxing import confinement\n"
         "readable = [Path(name) for name in (*sys.path, sys.prefix, sys.base_prefix, sys.argv[1]) if name]\n"
         "missing = confinement.confine(confinement.Bounds(None, None, gpu=True), readable)\n"
         "print(json.dumps([missing, sandbox_probes.escapes(*sys.argv[1:])]))"
@@ -88,7 +88,7 @@ def test_sandbox_without_landlock_reads_files_and_refuses_all_else(tmp_path: Pat
     code = (
         "import json, sys\n"
         "from tests.support import sandbox_probes\n"
-        "from workers.onnx import confinement\n"
+        "from workers.onnx.sandboxing import confinement\n"
         "def absent(*_): raise OSError(38, 'absent')\n"
         "confinement.restrict_files = absent\n"
         f"missing = confinement.confine(confinement.Bounds({MEMORY_BYTES}, 20), [])\n"
@@ -138,7 +138,7 @@ def test_sandbox_names_a_breach(function: str, arguments: dict[str, JsonValue], 
 
 def test_sandbox_bounds_processor_time_too() -> None:
     """A second of it, where the clock would allow more: a child in a debugger, say."""
-    confine = "from workers.onnx.confinement import *; confine(Bounds(1 << 30, 1), [])\nwhile True: pass"
+    confine = "from workers.onnx.sandboxing.confinement import *; confine(Bounds(1 << 30, 1), [])\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", confine], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGXCPU
     assert "1 s of processor time" in str(sandbox._outcome(b"", done.returncode, 1, 0).breach)
@@ -232,7 +232,7 @@ def wait_for_end(descriptor: int) -> bool:
 def test_sandbox_warns_once_of_what_a_system_lacks_and_the_rest_holds(caplog: pytest.LogCaptureFixture) -> None:
     code = (
         "import platform; platform.machine = lambda: 'vax'\n"
-        "from workers.onnx.confinement import *\n"
+        "from workers.onnx.sandboxing.confinement import *\n"
         "print(*confine(Bounds(1 << 30, 10), []))\n"
         "try: open('/etc/passwd')\nexcept PermissionError: print('refused')"
     )

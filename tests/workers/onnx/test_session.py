@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from tests.support import onnx_models
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
-from workers.onnx.session import OnnxSession, cuda_providers
+from workers.onnx.sessions.session import OnnxSession, cuda_providers
 
 CUDNN = (
     "[ONNXRuntimeError] : 1 : FAIL : /src/cuda_call.cc:154 void onnxruntime::CudaCall(ERRTYPE, const char*) [with "
@@ -114,8 +114,8 @@ def test_session_sends_no_telemetry(tmp_path: Path) -> None:
     # It sends nothing from a machine that says it is CI.
     other = {name: value for name, value in os.environ.items() if not name.startswith(("CI", "ORT_", "XDG_"))}
     code = """if True:
-        import pathlib, sys, workers.onnx.session
-        workers.onnx.session.OnnxSession(pathlib.Path(sys.argv[1]), "images", "logits", threads=1)
+        import pathlib, sys, workers.onnx.sessions.session
+        workers.onnx.sessions.session.OnnxSession(pathlib.Path(sys.argv[1]), "images", "logits", threads=1)
     """
     subprocess.run([sys.executable, "-c", code, str(path)], env={**other, "HOME": str(home)}, check=True)
     assert not [*home.rglob("*")]

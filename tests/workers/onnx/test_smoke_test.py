@@ -14,9 +14,9 @@ from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.errors import InvalidTeacher
 from workers.events import Log, PreflightChecked, never
-from workers.onnx import smoke_test
-from workers.onnx.check import check_onnx
-from workers.onnx.smoke_test import forget, has_passed, remember, smoke_run
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.sessions import smoke_test
+from workers.onnx.sessions.smoke_test import forget, has_passed, remember, smoke_run
 from workers.teacher.plan_caches import plan_caches
 from workers.teacher.plan_checks import identify
 

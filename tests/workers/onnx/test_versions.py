@@ -9,11 +9,11 @@ from onnx import helper
 from tests.support import onnx_models
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
-from workers.onnx import inspection
-from workers.onnx.check import check_onnx
-from workers.onnx.inspection import inspect_in_subprocess
-from workers.onnx.session import OnnxSession, versions
-from workers.onnx.smoke_test import smoke_run
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.sessions.session import OnnxSession, versions
+from workers.onnx.sessions.smoke_test import smoke_run
+from workers.onnx.uploads import inspection
+from workers.onnx.uploads.inspection import inspect_in_subprocess
 from workers.onnx.versions import ONNX, TooNew, Versions, check_versions, runtime_versions
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from store import CacheReader
 from tests.support.digits import Digits
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.events import ignore, never
 from workers.teacher.accuracy import _finite, measure_teacher
 from workers.teacher.build_caches import build_caches

@@ -14,11 +14,11 @@ from tests.support.imported_logits import LIMIT, Place, npy, npz, parquet, softm
 from tests.support.store_cases import make_spec, write_cache
 from workers.config.teacher import OutputKind
 from workers.config.views import Views
-from workers.data.holdout import hold_out
-from workers.data.holdout_spec import Holdout
 from workers.data.kinds.digits import DigitsDataset
-from workers.data.prepare import prepare
-from workers.data.prepared import row_ids
+from workers.data.preparation.holdout import hold_out
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import row_ids
 from workers.errors import ContractViolation, InvalidJob, InvalidLogits, InvalidTeacher
 from workers.teacher.imports import imported_rows, parquet_child
 from workers.teacher.imports.imported_specs import (

@@ -27,7 +27,7 @@ from tests.support.store_cases import tree
 from workers.augmentation.apply import make_views
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop
-from workers.data.prepared import DecodedDataset
+from workers.data.preparation.prepared import DecodedDataset
 from workers.errors import InvalidTeacher, Stopped
 from workers.events import InferenceProgress, Log
 from workers.teacher import inference, inference_counter

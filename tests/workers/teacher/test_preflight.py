@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from tests.support import onnx_models
 from tests.support.small_teachers import PLAIN, labelled, pictures, teacher
 from workers.config.teacher import Preprocessing
-from workers.data.prepared import DecodedDataset
+from workers.data.preparation.prepared import DecodedDataset
 from workers.errors import ContractViolation, InvalidTeacher, NotFinite
 from workers.teacher.preflight import check
 from workers.teacher.preflight.check import ALONE_ROWS

@@ -29,11 +29,11 @@ from workers.config.operations import ColorJitter, RandAugment, RandomErasing
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherSpec
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, teacher_augmentation
-from workers.data import prepared
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare, prepare_splits
-from workers.data.prepared import Dataset
+from workers.data.preparation import prepared
+from workers.data.preparation.prepare import prepare, prepare_splits
+from workers.data.preparation.prepared import Dataset
 from workers.events import Log, PreflightChecked, ignore, never
 from workers.methods.catalog import parse_method
 from workers.pipeline import run_job

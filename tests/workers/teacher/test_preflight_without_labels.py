@@ -11,7 +11,7 @@ from tests.support import onnx_models
 from tests.support.small_teachers import labelled, teacher
 from tests.workers.teacher.test_preflight import COLOURS, coloured, sees_colour
 from workers.config.views import CropFlip, Views
-from workers.data.prepared import DecodedDataset
+from workers.data.preparation.prepared import DecodedDataset
 from workers.errors import ContractViolation
 from workers.teacher.preflight.rows import slice_rows
 from workers.teacher.preflight.views import check_views

@@ -12,7 +12,7 @@ from tests.support.small_teachers import PLAIN, pictures
 from tests.support.store_cases import make_spec
 from workers.config.teacher import TeacherSpec
 from workers.data.kinds.npz import NpzDataset
-from workers.data.prepare import prepare
+from workers.data.preparation.prepare import prepare
 from workers.files import file_sha256
 from workers.teacher.output_values import to_logits
 from workers.teacher.recheck import recheck_rows

@@ -19,8 +19,8 @@ from tests.support.small_teachers import PLAIN, labelled, pictures, teacher
 from workers.augmentation.apply import resize
 from workers.config.teacher import Preprocessing
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory
-from workers.onnx import session as onnx_session
-from workers.onnx.check import check_onnx
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.sessions import session as onnx_session
 from workers.teacher import sessions
 from workers.teacher.preprocess import preprocess
 from workers.teacher.teacher import Teacher

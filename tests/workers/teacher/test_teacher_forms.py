@@ -24,11 +24,11 @@ from torch import nn
 from store import CacheReader, CacheSpec, CacheWriter
 from tests.support.small_teachers import labelled, pictures
 from workers.config.teacher import Preprocessing, TeacherReading
-from workers.data.prepared import DecodedDataset
+from workers.data.preparation.prepared import DecodedDataset
 from workers.errors import ContractViolation, InvalidTeacher
-from workers.onnx.byte_input import fitted_to_input
-from workers.onnx.check import check_onnx
-from workers.onnx.packing import pack
+from workers.onnx.checks.byte_input import fitted_to_input
+from workers.onnx.checks.check import check_onnx
+from workers.onnx.uploads.packing import pack
 from workers.teacher.inference import infer_blocks
 from workers.teacher.teacher import Teacher
 

@@ -22,7 +22,7 @@ from workers.config.operations import RandAugment, RandomErasing, SecondView
 from workers.config.task import Folders
 from workers.config.training import Sgd, StepSchedule, Training
 from workers.config.views import Augmentation, CropFlip, ResizedCrop
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidMethod, InvalidTeacher
 from workers.events import Epoch, ignore, never
 from workers.methods.catalog import parse_method

@@ -10,7 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from workers.measures import measure
-from workers.training.calibration import FLATTEST, fit_temperature
+from workers.training.evaluation.calibration import FLATTEST, fit_temperature
 
 ROWS, CLASSES = 1500, 10
 
@@ -61,7 +61,7 @@ def test_fit_temperature_ignores_shifts_of_rows_and_the_order_of_rows() -> None:
 def test_fit_temperature_does_not_depend_on_the_size_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits_NC, labels_N = calibrated()
     whole = fit_temperature(logits_NC, labels_N).temperature
-    monkeypatch.setattr("workers.training.calibration._CELLS", 7 * CLASSES)
+    monkeypatch.setattr("workers.training.evaluation.calibration._CELLS", 7 * CLASSES)
     assert fit_temperature(logits_NC, labels_N).temperature == pytest.approx(whole, rel=1e-9)
 
 

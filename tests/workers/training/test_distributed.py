@@ -18,8 +18,8 @@ from workers.config.training import Ema, Sgd, StepSchedule, Training
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
-from workers.training.distributed import Replicas, WholeBatchNorm2d
 from workers.training.loop import train_run
+from workers.training.optimization.distributed import Replicas, WholeBatchNorm2d
 
 # Early, for it is long, and several processes of a busy machine take their time.
 pytestmark = pytest.mark.timeout(600)

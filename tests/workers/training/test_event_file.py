@@ -14,9 +14,9 @@ from tests.support.digits import Digits
 from workers.events import ignore, never
 from workers.methods.temperature_bins import CELLS, TemperatureDistribution
 from workers.run_files import EVENT_FILE
-from workers.training.event_file import write_event_file
+from workers.training.artifacts.event_file import write_event_file
 from workers.training.loop import train_run
-from workers.training.temperatures import NetworkTemperatures, document, epoch_document
+from workers.training.metrics.temperatures import NetworkTemperatures, document, epoch_document
 
 METRICS = [
     {"epoch": 1, "seconds": 2.0, "top1": 0.5, "agreement": None, "student_temperature_mean": 4.0},

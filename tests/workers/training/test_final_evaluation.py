@@ -17,7 +17,7 @@ from tests.support.digits import SMALL, Digits
 from workers.augmentation.apply import to_input
 from workers.config.task import TrainingTask
 from workers.config.training import AdamW, Training
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import ignore, never
 from workers.measures import measure
@@ -26,7 +26,7 @@ from workers.pipeline import run_job
 from workers.run_files import ARTIFACTS
 from workers.teacher.build_caches import build_caches
 from workers.teacher.plan_caches import plan_caches
-from workers.training.calibration import fit_temperature
+from workers.training.evaluation.calibration import fit_temperature
 from workers.training.loop import train_group, train_run
 from workers.training.run_handle import RunHandle
 

@@ -29,16 +29,16 @@ from workers.config.mixing import CutMix, Mixup
 from workers.config.operations import RandAugment, SecondView
 from workers.config.task import Folders
 from workers.config.views import Augmentation, CropFlip, NoAugmentation, ResizedCrop, Views, has_second_view
-from workers.data import prepare as preparation
 from workers.data.kinds.folder import FolderDataset
-from workers.data.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
+from workers.data.preparation import prepare as preparation
+from workers.data.preparation.prepared import Dataset, DecodedDataset, FilesDataset, open_prepared
 from workers.errors import BatchOverdue, DiskLow, InvalidDataset, Stopped
 from workers.events import DatasetReady, Epoch, Log, ignore
 from workers.files import MARGIN_BYTES
 from workers.pipeline import run_job, train_supervised
-from workers.training import image_loader as streaming
-from workers.training.evaluation_feed import EvaluationFeed
-from workers.training.image_loader import PictureStream, Work, worker_processes, workers_with_room
+from workers.training.evaluation.evaluation_feed import EvaluationFeed
+from workers.training.feed import image_loader as streaming
+from workers.training.feed.image_loader import PictureStream, Work, worker_processes, workers_with_room
 from workers.training.training_feed import TrainingFeed
 
 # Early, for it is long, and several processes of a busy machine take their time.
@@ -480,8 +480,8 @@ if __name__ == "__main__":
     import multiprocessing, sys
     from pathlib import Path
     from tests.workers.training.test_image_loader import CPU, RECIPES, work
-    from workers.data.prepared import open_prepared
-    from workers.training.image_loader import PictureStream
+    from workers.data.preparation.prepared import open_prepared
+    from workers.training.feed.image_loader import PictureStream
 
     listed = open_prepared(Path(sys.argv[1]), sys.argv[2])
     stream = PictureStream(listed.files, (RECIPES[0],), 1, CPU)

@@ -12,8 +12,8 @@ from tests.support.digits import Digits
 from workers.config.export import Int8
 from workers.errors import Stopped
 from workers.teacher.teacher import Teacher
-from workers.training import int8
-from workers.training.int8 import Int8Inputs, calibration_rows, leave_int8
+from workers.training.artifacts import int8
+from workers.training.artifacts.int8 import Int8Inputs, calibration_rows, leave_int8
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.support.method_inputs import ordinary
 from workers.events import Split
 from workers.measures import measure
-from workers.training.distributed import Replicas
-from workers.training.evaluate import EvaluatedSplit
-from workers.training.final_evaluation import FinalEvaluation, final_evaluation
-from workers.training.kept_logits import KeptLogits
+from workers.training.evaluation.evaluate import EvaluatedSplit
+from workers.training.evaluation.final_evaluation import FinalEvaluation, final_evaluation
+from workers.training.evaluation.kept_logits import KeptLogits
+from workers.training.optimization.distributed import Replicas
 
 ALONE = Replicas(0, 1, Path("nowhere"), torch.device("cpu"))
 

@@ -24,11 +24,11 @@ from workers.methods.combined import PRESETS
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.teacher.teacher import Teacher
-from workers.training.batches import _MOST_AT_ONCE, epoch_order
-from workers.training.checkpoint import load_checkpoint
+from workers.training.checkpoints.checkpoint import load_checkpoint
+from workers.training.feed.batches import _MOST_AT_ONCE, epoch_order
 from workers.training.loop import train_group, train_run
 from workers.training.not_finite import check_gradient
-from workers.training.optimizer import learning_rate
+from workers.training.optimization.optimizer import learning_rate
 from workers.training.run_handle import RunHandle
 from workers.training.training_feed import TrainingFeed
 
@@ -160,8 +160,8 @@ def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_sam
     training = SMALL.model_copy(update={"epochs": 1, "batch_size": 32})
     at_once = _MOST_AT_ONCE
     with monkeypatch.context() as one_by_one:
-        one_by_one.setattr("workers.training.batches._MOST_AT_ONCE", 1)
-        one_by_one.setattr("workers.training.epoch_sums._PENDING_STEPS", 1)
+        one_by_one.setattr("workers.training.feed.batches._MOST_AT_ONCE", 1)
+        one_by_one.setattr("workers.training.metrics.epoch_sums._PENDING_STEPS", 1)
         undisturbed = train_run(digits.order("dtkd", tmp_path / "quiet", training), ignore, never)
     assert at_once == TrainingFeed(digits.train, digits.views, None, 32, 0, torch.device("cpu")).batches_at_once > 1
 
@@ -436,7 +436,7 @@ def test_an_order_crosses_processes_as_json(digits: Digits, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("without_onnx")
 def test_step_events_tell_progress(digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.training.step_reports.INTERVAL_S", 0.0)
+    monkeypatch.setattr("workers.training.metrics.step_reports.INTERVAL_S", 0.0)
     events: list[object] = []
     train_run(digits.order("ce", tmp_path, SMALL.model_copy(update={"epochs": 1})), events.append, never)
     steps = [event for event in events if isinstance(event, Step)]

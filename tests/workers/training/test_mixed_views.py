@@ -15,8 +15,8 @@ from workers.config.job import JobSpec
 from workers.config.mixing import CutMix, Mixup
 from workers.config.operations import RandAugment, SecondView
 from workers.config.views import CropFlip, Views, recipe_of_view
-from workers.data.holdout_rows import holdout_rows
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_rows import holdout_rows
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import Event, PreflightChecked, ignore, never
 from workers.teacher.accuracy import measure_teacher
@@ -24,7 +24,7 @@ from workers.teacher.build_caches import build_caches
 from workers.teacher.cache_plan import CachePlan
 from workers.teacher.plan_caches import plan_caches
 from workers.training.loop import train_run
-from workers.training.micro_batches import micro_batches
+from workers.training.optimization.micro_batches import micro_batches
 from workers.training.training_feed import TrainingFeed
 
 MIXED = CropFlip(

@@ -18,8 +18,8 @@ from workers.config.teacher import Preprocessing
 from workers.students.build import build_student
 from workers.students.catalog import PREFIX
 from workers.students.torchvision_catalog import TIMM, TORCHVISION
-from workers.training.model_folder import ModelFacts, leave_model, model_config
-from workers.training.onnx_export import Student, export_onnx
+from workers.training.artifacts.model_folder import ModelFacts, leave_model, model_config
+from workers.training.artifacts.onnx_export import Student, export_onnx
 from workers.training.result import state_tensors
 
 Left = tuple[Path, torch.nn.Module, NDArray[np.float32]]

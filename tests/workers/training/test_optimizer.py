@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from workers.config.training import Adam, AdamW, RmsProp, Sgd, Training
-from workers.training.optimizer import new_optimizer
+from workers.training.optimization.optimizer import new_optimizer
 
 CHOICES: dict[str, Sgd | AdamW | Adam | RmsProp] = {
     "sgd": Sgd(lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True),
@@ -28,7 +28,7 @@ PROGRAM = """
 import sys, torch
 from workers.config.training import Adam, AdamW, RmsProp, Sgd, Training
 from workers.training.loop import train_group
-from workers.training.optimizer import new_optimizer
+from workers.training.optimization.optimizer import new_optimizer
 for chosen in (Sgd(), AdamW(), Adam(), RmsProp()):
     network = torch.nn.Linear(4, 2)
     optimizer = new_optimizer(Training(optimizer=chosen), [*network.parameters()], torch.device("cpu"))

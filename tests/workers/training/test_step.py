@@ -24,15 +24,15 @@ from workers.objective.statistics import LiveBatch, LiveStatistics
 from workers.precision import choose_precision, float32_as, tf32_in_force
 from workers.students.build import build_student
 from workers.training import loop
-from workers.training.batch_graph import BatchGraph
-from workers.training.batches import BatchInputs, LoadedBatch, epoch_order
-from workers.training.cuda_graph import why_no_graph
-from workers.training.host_copy import copy_packed
+from workers.training.checkpoints.host_copy import copy_packed
+from workers.training.cuda_graphs.batch_graph import BatchGraph
+from workers.training.cuda_graphs.cuda_graph import why_no_graph
+from workers.training.cuda_graphs.step_graph import _apart
+from workers.training.feed.batches import BatchInputs, LoadedBatch, epoch_order
 from workers.training.loop import train_group, train_run
 from workers.training.not_finite import ComputeStep, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.step_graph import _apart
 from workers.training.training_feed import TeacherRows
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
@@ -243,11 +243,11 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             return SimpleNamespace(replay=replay)
 
-    monkeypatch.setattr("workers.training.batch_graph.Recorder", OnCpu)
-    monkeypatch.setattr("workers.training.step_graph.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.cuda_graphs.batch_graph.Recorder", OnCpu)
+    monkeypatch.setattr("workers.training.cuda_graphs.step_graph.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.setting.why_no_graph", lambda *_: None)
     # On a GPU, too, a batch is trained on before the next one takes its place.
-    monkeypatch.setattr("workers.training.batches._MOST_AT_ONCE", 1)
+    monkeypatch.setattr("workers.training.feed.batches._MOST_AT_ONCE", 1)
     return recorded
 
 
@@ -333,7 +333,7 @@ def test_loaded_batch_of_a_replay_has_the_rows_of_its_step(
 def test_cuda_graph_on_fails_where_a_step_cannot_be_replayed(
     digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.training.step_graph._apart", lambda *_: math.nan)
+    monkeypatch.setattr("workers.training.cuda_graphs.step_graph._apart", lambda *_: math.nan)
     results = {}
     for wanted in ("auto", "on"):
         order = digits.order("kd", tmp_path / wanted, SMALL.model_copy(update={"cuda_graph": wanted, "epochs": 1}))

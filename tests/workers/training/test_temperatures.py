@@ -17,9 +17,9 @@ from workers.methods.policies.catalog import POLICIES as POLICY_FUNCTIONS
 from workers.methods.temperature_bins import BINS, CELLS, EDGES, QUANTILES, TemperatureDistribution, count
 from workers.objective.results import Objective
 from workers.objective.statistics import LiveBatch, LiveStatistics
-from workers.training.epoch_sums import EpochSums, Reading
 from workers.training.loop import train_run
-from workers.training.temperatures import bin_edges, count_cells
+from workers.training.metrics.epoch_sums import EpochSums, Reading
+from workers.training.metrics.temperatures import bin_edges, count_cells
 
 CPU = torch.device("cpu")
 NAMES = [f"q{round(100 * share):02d}" for share in QUANTILES]

@@ -15,18 +15,18 @@ from tests.workers.training.test_loop_groups import assert_same_run, handle
 from workers.config.job import JobSpec
 from workers.config.task import TrainingTask
 from workers.config.training import CosineSchedule, Ema, OneCycleSchedule, RmsProp, Sgd, Training
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import ignore, never
 from workers.students.build import build_student
 from workers.teacher.plan_checks import check_students
-from workers.training import ema as averages
 from workers.training import loop
-from workers.training.batches import LoadedBatch, count_steps
+from workers.training.feed.batches import LoadedBatch, count_steps
 from workers.training.loop import train_group, train_run
-from workers.training.micro_batches import part_count
-from workers.training.optimizer import learning_rate, new_optimizer
-from workers.training.parameter_groups import parameter_groups
+from workers.training.optimization import ema as averages
+from workers.training.optimization.micro_batches import part_count
+from workers.training.optimization.optimizer import learning_rate, new_optimizer
+from workers.training.optimization.parameter_groups import parameter_groups
 from workers.training.run import RunState
 
 CPU = torch.device("cpu")

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from workers.measures import Measured, Measures, measure
 from workers.methods.catalog import parse_method
 from workers.objective.objective import objective
-from workers.training.epoch_sums import EpochSums
-from workers.training.evaluate import EvaluatedSplit
-from workers.training.final_evaluation import final_evaluation
+from workers.training.evaluation.evaluate import EvaluatedSplit
+from workers.training.evaluation.final_evaluation import final_evaluation
+from workers.training.metrics.epoch_sums import EpochSums
 
 LABELS = torch.tensor([0, -1, 4, -1, -1, 2, 2, -1, 1, -1, -1, -1])
 

@@ -14,9 +14,9 @@ from workers.config.job import JobSpec
 from workers.config.task import TrainingTask
 from workers.config.training import Training
 from workers.config.validation import EarlyStopping
-from workers.data.holdout_rows import holdout_rows
-from workers.data.holdout_spec import Holdout
-from workers.data.prepared import SubsetDataset, open_prepared
+from workers.data.preparation.holdout_rows import holdout_rows
+from workers.data.preparation.holdout_spec import Holdout
+from workers.data.preparation.prepared import SubsetDataset, open_prepared
 from workers.errors import InvalidJob, Stopped
 from workers.events import Epoch, ignore, never
 from workers.pipeline import run_job
@@ -24,9 +24,9 @@ from workers.students.build import build_student
 from workers.teacher.build_caches import build_caches
 from workers.teacher.forwards import forwards_needed
 from workers.teacher.plan_caches import plan_caches
-from workers.training.batches import student_preprocessing
-from workers.training.early_stopping import best_epoch, is_stopped_early
+from workers.training.feed.batches import student_preprocessing
 from workers.training.loop import train_run
+from workers.training.metrics.early_stopping import best_epoch, is_stopped_early
 from workers.training.training_feed import TrainingFeed
 
 HOLDOUT = Holdout(holdout=0.1, seed=3)

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from workers.data.kinds.base import DatasetKind, Option, Source
+from workers.data.dataset_kind import DatasetKind, Option, Source
 from workers.spec import Size
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
+    from workers.data.decoding.blocks import Decoding
     from workers.events import ShouldStop, Split
 
 FILE = Path(__file__).with_suffix(".npz")
@@ -74,7 +74,7 @@ class DigitsDataset(DatasetKind):
         """Read the package data, in the published order."""
         import numpy as np
 
-        from workers.data.blocks import from_array
+        from workers.data.decoding.blocks import from_array
 
         with np.load(FILE, allow_pickle=False) as arrays:
             images, labels = arrays["images"][..., None], arrays["labels"].astype(np.int64)

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from workers.data.kinds.base import FilesBelowRoot, Option, Source
+from workers.data.dataset_kind import FilesBelowRoot, Option, Source
 from workers.spec import Flag, Size
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
-    from workers.data.encoded_rows import EncodedRows
+    from workers.data.decoding.blocks import Decoding
+    from workers.data.decoding.encoded_rows import EncodedRows
     from workers.events import ShouldStop, Split
 
 
@@ -66,8 +66,8 @@ class EncodedPictures(FilesBelowRoot, ABC):
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """Decode in the order of ``encoded``. To leave pictures out, all are decoded once more before."""
-        from workers.data.decode_encoded import decode_rows
-        from workers.data.picture_decoder import PictureDecoder
+        from workers.data.decoding.decode_encoded import decode_rows
+        from workers.data.decoding.picture_decoder import PictureDecoder
 
         rows = self.encoded(source, split)
         first = rows if split == "train" else self.encoded(source, "train")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.class_names import check_class_names, check_told_apart
 from workers.data.class_names_option import OPTION, ClassNames, choose_names
 from workers.data.confinement import root_folder
-from workers.data.folder_tree import (
+from workers.data.dataset_kind import Option, Source
+from workers.data.files.folder_tree import (
     UNLABELLED,
     add_pictures,
     check_flat,
@@ -20,14 +20,14 @@ from workers.data.folder_tree import (
     pictures_beside_classes,
     split_folders,
 )
-from workers.data.kinds.base import Option, Source
+from workers.data.files.linked_files import FoundFiles, linked_warnings
 from workers.data.kinds.encoded import EncodedFiles
-from workers.data.linked_files import FoundFiles, linked_warnings
+from workers.data.labelling.class_names import check_class_names, check_told_apart
 from workers.errors import InvalidDataset
 from workers.texts import composed, differences, listed
 
 if TYPE_CHECKING:
-    from workers.data.encoded_rows import EncodedRows
+    from workers.data.decoding.encoded_rows import EncodedRows
     from workers.events import Split
 
 
@@ -135,7 +135,7 @@ class FolderDataset(EncodedFiles):
         """List in order of class name, then file name; pictures without a label last."""
         import numpy as np
 
-        from workers.data.encoded_rows import rows_of_files
+        from workers.data.decoding.encoded_rows import rows_of_files
         from workers.unlabelled import with_unlabelled
 
         assert source.path is not None

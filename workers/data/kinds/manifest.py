@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.class_names import check_class_names
 from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.confinement import resolve, root_folder
-from workers.data.faults import Faults
-from workers.data.kinds.base import SPLITS, Option, Source
+from workers.data.dataset_kind import SPLITS, Option, Source
+from workers.data.files.faults import Faults
+from workers.data.files.linked_files import FoundFiles, linked_warnings
+from workers.data.files.manifest_rows import CSV_SUFFIXES, DEFAULT_LABEL, JSONL_SUFFIXES, Columns, read_rows
+from workers.data.files.named_files import NamedFiles
 from workers.data.kinds.encoded import EncodedFiles
-from workers.data.linked_files import FoundFiles, linked_warnings
-from workers.data.manifest_labels import ManifestLabels
-from workers.data.manifest_rows import CSV_SUFFIXES, DEFAULT_LABEL, JSONL_SUFFIXES, Columns, read_rows
-from workers.data.named_files import NamedFiles
+from workers.data.labelling.class_names import check_class_names
+from workers.data.labelling.manifest_labels import ManifestLabels
 from workers.errors import InvalidDataset
 from workers.spec import RelativePath
 from workers.texts import listed
 
 if TYPE_CHECKING:
-    from workers.data.encoded_rows import EncodedRows
+    from workers.data.decoding.encoded_rows import EncodedRows
     from workers.events import Split
 
 ColumnName = Annotated[str, Field(min_length=1, max_length=255)]
@@ -110,7 +110,7 @@ class ManifestDataset(EncodedFiles):
         """List in the order of the manifest."""
         import numpy as np
 
-        from workers.data.encoded_rows import rows_of_files
+        from workers.data.decoding.encoded_rows import rows_of_files
 
         assert source.path is not None
         return rows_of_files(source.files[split], source.path, np.asarray(source.labels[split], dtype=np.int64))

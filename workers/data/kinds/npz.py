@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.class_names import check_class_names
 from workers.data.class_names_option import OPTION, ClassNames
-from workers.data.kinds.base import SPLIT_NAMES, FilesBelowRoot, Option, Source
+from workers.data.dataset_kind import SPLIT_NAMES, FilesBelowRoot, Option, Source
+from workers.data.labelling.class_names import check_class_names
 from workers.errors import InvalidDataset
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
+    from workers.data.decoding.blocks import Decoding
     from workers.data.headers import Headers
     from workers.events import ShouldStop, Split
 
@@ -63,7 +63,7 @@ class NpzDataset(FilesBelowRoot):
 
     def examine(self, data_root: Path) -> Source:
         """Read the arrays' headers, and all labels piece by piece."""
-        from workers.data.labels import check_npz_labels, npz_classes
+        from workers.data.labelling.labels import check_npz_labels, npz_classes
 
         path = self.resolve(data_root)
         arrays = _arrays(path)
@@ -96,9 +96,9 @@ class NpzDataset(FilesBelowRoot):
         """Decode in the order of the arrays."""
         import numpy as np
 
-        from workers.data.blocks import Decoding, block_rows, stoppable
+        from workers.data.decoding.blocks import Decoding, block_rows, stoppable
         from workers.data.headers import npz_pieces
-        from workers.data.labels import npz_classes, npz_labels
+        from workers.data.labelling.labels import npz_classes, npz_labels
         from workers.unlabelled import with_unlabelled
 
         path = source.files[split][0]

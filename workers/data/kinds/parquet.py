@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.class_names import check_class_names
 from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.confinement import root_folder
-from workers.data.kinds.base import SPLIT_NAMES, Option, Source
+from workers.data.dataset_kind import SPLIT_NAMES, Option, Source
 from workers.data.kinds.encoded import EncodedPictures
+from workers.data.labelling.class_names import check_class_names
 from workers.errors import InvalidDataset
 from workers.texts import listed
 
 if TYPE_CHECKING:
-    from workers.data.encoded_rows import EncodedRows
-    from workers.data.split_files import SplitFiles
-    from workers.data.table_columns import LabelColumn
-    from workers.data.table_features import Features
-    from workers.data.tables import Table
+    from workers.data.decoding.encoded_rows import EncodedRows
+    from workers.data.files.split_files import SplitFiles
+    from workers.data.tabular.table_columns import LabelColumn
+    from workers.data.tabular.table_features import Features
+    from workers.data.tabular.tables import Table
     from workers.events import Split
 
 _ColumnName = Annotated[str, Field(min_length=1, max_length=255)]
@@ -33,7 +33,7 @@ class ParquetDataset(EncodedPictures):
     classes come from the ``ClassLabel`` that Hugging Face notes in a file, or are the labels themselves.
 
     Attributes:
-        path: a folder, a file or a pattern; see ``workers.data.split_files``.
+        path: a folder, a file or a pattern; see ``workers.data.files.split_files``.
         image: name of the column of pictures; None takes that which is noted as pictures, the only one that can hold
             them, or ``image``. A column of texts has to be named.
         label: name of the column of labels; None takes that which is noted as such, or ``label`` or ``labels``. A
@@ -72,11 +72,11 @@ class ParquetDataset(EncodedPictures):
 
     def examine(self, data_root: Path) -> Source:
         """Read schemas, numbers of rows and the labels; no picture is read."""
-        from workers.data.linked_files import linked_warnings
-        from workers.data.named_files import NamedFiles
-        from workers.data.table_columns import check_rows
-        from workers.data.table_paths import find_pictures
-        from workers.data.tables import check_installed
+        from workers.data.files.linked_files import linked_warnings
+        from workers.data.files.named_files import NamedFiles
+        from workers.data.tabular.table_columns import check_rows
+        from workers.data.tabular.table_paths import find_pictures
+        from workers.data.tabular.tables import check_installed
 
         check_installed()
         found = self._find(data_root)
@@ -109,9 +109,9 @@ class ParquetDataset(EncodedPictures):
         """List rows in the order of files, then rows."""
         import numpy as np
 
-        from workers.data.encoded_rows import EncodedRows
-        from workers.data.image_column import ImageColumn
-        from workers.data.split_files import SplitFiles
+        from workers.data.decoding.encoded_rows import EncodedRows
+        from workers.data.files.split_files import SplitFiles
+        from workers.data.tabular.image_column import ImageColumn
         from workers.unlabelled import with_unlabelled
 
         assert source.path is not None
@@ -130,15 +130,15 @@ class ParquetDataset(EncodedPictures):
         )
 
     def _find(self, data_root: Path) -> "SplitFiles":
-        from workers.data.saved_datasets import find_saved_files
-        from workers.data.split_files import find_split_files
+        from workers.data.files.split_files import find_split_files
+        from workers.data.tabular.saved_datasets import find_saved_files
 
         if self.kind == "arrow":
             return find_saved_files(self.path, data_root)
         return find_split_files(self.path, data_root, (".parquet",))
 
     def _tables(self, found: "SplitFiles") -> "dict[Split, list[Table]]":
-        from workers.data.tables import open_arrow, open_parquet
+        from workers.data.tabular.tables import open_arrow, open_parquet
 
         opened = open_arrow if self.kind == "arrow" else open_parquet
         return {split: [opened(path) for path in files] for split, files in found.files.items()}
@@ -149,8 +149,8 @@ class ParquetDataset(EncodedPictures):
         Raises:
             InvalidDataset: they cannot be told, or another file has others.
         """
-        from workers.data.table_columns import LabelColumn
-        from workers.data.table_features import Features
+        from workers.data.tabular.table_columns import LabelColumn
+        from workers.data.tabular.table_features import Features
 
         every = [(split, Features(table), table) for split, of_split in tables.items() for table in of_split]
         image = every[0][1].image(self.image)

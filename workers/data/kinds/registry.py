@@ -3,7 +3,7 @@
 To add one, write its class in a file of this folder and add it here: see "Add a dataset kind" in workers/README.md.
 """
 
-from workers.data.kinds.base import DatasetKind
+from workers.data.dataset_kind import DatasetKind
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.kinds.folder import FolderDataset
 from workers.data.kinds.manifest import ManifestDataset

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import FilesBelowRoot, Source
+from workers.data.dataset_kind import FilesBelowRoot, Source
 from workers.errors import InvalidDataset
 from workers.spec import RelativePath, Size
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Blocks, Decoding
-    from workers.data.labels import Labels
+    from workers.data.decoding.blocks import Blocks, Decoding
+    from workers.data.labelling.labels import Labels
     from workers.events import ShouldStop, Split
 
 _FOLDER = "stl10_binary"
@@ -66,7 +66,7 @@ class Stl10Dataset(FilesBelowRoot):
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
         """Decode in the published order."""
-        from workers.data.blocks import Decoding, stoppable
+        from workers.data.decoding.blocks import Decoding, stoppable
 
         images, labels = source.files[split]
         labels_N = _labels(images, labels)
@@ -78,7 +78,7 @@ def _labels(images: Path, labels: Path) -> "Labels":
     """Labels 0..9 of a split, int64 [N], one for each picture of the file."""
     import numpy as np
 
-    from workers.data.labels import LABELS_MAX
+    from workers.data.labelling.labels import LABELS_MAX
 
     count, rest = divmod(images.stat().st_size, 3 * _SIDE * _SIDE)
     if rest or not 0 < count <= LABELS_MAX or labels.stat().st_size != count:
@@ -96,7 +96,7 @@ def _labels(images: Path, labels: Path) -> "Labels":
 def _blocks(path: Path, count: int) -> "Blocks":
     import numpy as np
 
-    from workers.data.blocks import block_rows
+    from workers.data.decoding.blocks import block_rows
 
     row_bytes = 3 * _SIDE * _SIDE
     step = block_rows(row_bytes)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import FilesBelowRoot, Source
+from workers.data.dataset_kind import FilesBelowRoot, Source
 from workers.errors import InvalidDataset
 from workers.spec import RelativePath, Size
 from workers.texts import shortened
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
+    from workers.data.decoding.blocks import Decoding
     from workers.events import ShouldStop, Split
 
 # As published: the API process, which loads no scipy, cannot count them.
@@ -69,7 +69,7 @@ class SvhnDataset(FilesBelowRoot):
         import numpy as np
         from scipy.io import loadmat
 
-        from workers.data.blocks import from_array
+        from workers.data.decoding.blocks import from_array
 
         path = source.files[split][0]
         try:

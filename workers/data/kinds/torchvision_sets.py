@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import FilesBelowRoot, Source
+from workers.data.dataset_kind import FilesBelowRoot, Source
 from workers.errors import InvalidDataset
 from workers.spec import RelativePath, Size
 
 if TYPE_CHECKING:
-    from workers.data.blocks import Decoding
+    from workers.data.decoding.blocks import Decoding
     from workers.events import ShouldStop, Split
 
 
@@ -121,8 +121,8 @@ class _Cifar(_Published):
         import numpy as np
         from torchvision import datasets  # 1 s
 
-        from workers.data.blocks import from_array
-        from workers.data.labels import check_labels
+        from workers.data.decoding.blocks import from_array
+        from workers.data.labelling.labels import check_labels
 
         folder = source.files[split][0].parent
         reader = getattr(datasets, self.reader)
@@ -163,7 +163,7 @@ class _Idx(_Published):
 
     def examine(self, spec: TorchvisionDataset, path: Path, root: Path) -> Source:
         from workers.data.headers import idx_shape
-        from workers.data.labels import LABELS_MAX, check_idx_labels
+        from workers.data.labelling.labels import LABELS_MAX, check_idx_labels
 
         folders = [path / name for name in self.folders]
         for folder in folders:
@@ -200,9 +200,9 @@ class _Idx(_Published):
         )
 
     def decode(self, source: Source, split: "Split", should_stop: "ShouldStop") -> "Decoding":
-        from workers.data.blocks import Decoding, block_rows, stoppable
+        from workers.data.decoding.blocks import Decoding, block_rows, stoppable
         from workers.data.headers import idx_pieces, idx_shape
-        from workers.data.labels import idx_labels
+        from workers.data.labelling.labels import idx_labels
 
         images_path = source.files[split][0]
         labels = idx_labels({part: files[1] for part, files in source.files.items()}, self.class_names)

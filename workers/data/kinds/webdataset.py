@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
-from workers.data.class_names import check_class_names
 from workers.data.class_names_option import OPTION, ClassNames
 from workers.data.confinement import inside, root_folder
-from workers.data.kinds.base import Option, Source
+from workers.data.dataset_kind import Option, Source
 from workers.data.kinds.encoded import EncodedFiles
+from workers.data.labelling.class_names import check_class_names
 from workers.errors import InvalidDataset
 from workers.texts import listed, storable
 
 if TYPE_CHECKING:
-    from workers.data.encoded_rows import EncodedRows
-    from workers.data.label_values import Classes, NamedClasses
-    from workers.data.labels import Labels
-    from workers.data.shard import Shard
+    from workers.data.decoding.encoded_rows import EncodedRows
+    from workers.data.labelling.label_values import Classes, NamedClasses
+    from workers.data.labelling.labels import Labels
+    from workers.data.webdataset.shard import Shard
     from workers.events import Split
 
 _MemberName = Annotated[str, Field(min_length=1, max_length=255)]
@@ -37,7 +37,7 @@ class WebDataset(EncodedFiles):
     of integers may lie beside the shards.
 
     Attributes:
-        path: a folder, a file or a pattern; see ``workers.data.split_files``.
+        path: a folder, a file or a pattern; see ``workers.data.files.split_files``.
         image: extension of the pictures; None takes the only picture of a sample.
         label: extension of the labels, or their key in ``.json``; None takes those above.
         class_names: in the place of those beside the shards, or of the labels.
@@ -75,8 +75,8 @@ class WebDataset(EncodedFiles):
         """Read the shards' headers and labels; no picture is read."""
         import numpy as np
 
-        from workers.data.labels import check_pieces
-        from workers.data.split_files import find_split_files
+        from workers.data.files.split_files import find_split_files
+        from workers.data.labelling.labels import check_pieces
         from workers.unlabelled import count_classes
 
         found = find_split_files(self.path, data_root, (".tar",))
@@ -119,8 +119,8 @@ class WebDataset(EncodedFiles):
         """List samples in the order of shards."""
         import numpy as np
 
-        from workers.data.encoded_rows import EncodedRows
-        from workers.data.tar_rows import TarRows
+        from workers.data.decoding.encoded_rows import EncodedRows
+        from workers.data.webdataset.tar_rows import TarRows
 
         assert source.path is not None
         files = {
@@ -140,7 +140,7 @@ class WebDataset(EncodedFiles):
         )
 
     def _shards(self, files: "Mapping[Split, Sequence[Path]]") -> "dict[Split, list[Shard]]":
-        from workers.data.tar_index import index_shard
+        from workers.data.webdataset.tar_index import index_shard
 
         return {
             split: [index_shard(path, self.image, self.label) for path in of_split] for split, of_split in files.items()
@@ -151,7 +151,7 @@ def _labels(shards: "Sequence[Shard]", classes: "Classes | NamedClasses") -> "li
     """Class of each sample of each shard, or -1."""
     import numpy as np
 
-    from workers.data.label_values import Classes
+    from workers.data.labelling.label_values import Classes
     from workers.unlabelled import NO_LABEL
 
     numbered = []
@@ -182,8 +182,14 @@ def _classes(
     """Classes of the training shards, or of all where not all training samples have a label: of integers, or names."""
     import numpy as np
 
-    from workers.data.label_values import classes_of, classes_of_names, trained_names, trained_values, zero_based_note
-    from workers.data.labels import check_labels
+    from workers.data.labelling.label_values import (
+        classes_of,
+        classes_of_names,
+        trained_names,
+        trained_values,
+        zero_based_note,
+    )
+    from workers.data.labelling.labels import check_labels
     from workers.unlabelled import NO_LABEL
 
     found: dict[Split, set[str | None]] = {
@@ -225,7 +231,7 @@ def _names(path: Path) -> tuple[str, ...]:
     Raises:
         InvalidDataset: none of these.
     """
-    from workers.data.label_values import classes_of_names
+    from workers.data.labelling.label_values import classes_of_names
 
     try:
         with path.open("rb") as file:

@@ -4,7 +4,7 @@ import os
 import sys
 
 from workers.errors import WorkerError
-from workers.onnx.confinement import die_with_parent
+from workers.onnx.sandboxing.confinement import die_with_parent
 from workers.teacher.imports.import_cache import import_cache
 from workers.teacher.imports.importing import ImportAnswer
 from workers.teacher.imports.request import ImportTask

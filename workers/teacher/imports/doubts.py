@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.teacher.preflight.class_order import better_order
 from workers.teacher.preflight.rows import LABELLED_MIN
 from workers.teacher.preflight.score import Score

@@ -15,9 +15,9 @@ from pydantic import JsonValue
 
 from store import CacheSpec, CacheWriter, Catalog, Encoding, SparseEncoding
 from store.spec import canonical_json
-from workers.data.holdout import hold_out
-from workers.data.prepare import prepare
-from workers.data.prepared import Dataset, row_ids
+from workers.data.preparation.holdout import hold_out
+from workers.data.preparation.prepare import prepare
+from workers.data.preparation.prepared import Dataset, row_ids
 from workers.errors import ContractViolation, InvalidLogits
 from workers.events import Split
 from workers.teacher.imports.doubts import Judgement, judge

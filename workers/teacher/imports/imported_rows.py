@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workers.config.teacher import SOFTMAX_KINDS, OutputKind, TeacherReading
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.errors import InvalidLogits
 from workers.teacher.class_columns import ClassColumns, match_classes
 from workers.teacher.imports.request import ImportOptions

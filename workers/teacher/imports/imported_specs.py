@@ -16,8 +16,8 @@ from workers.config.cached_augmentation import describe_augmentation
 from workers.config.job import Plan
 from workers.config.teacher import SOFTMAX_KINDS, OutputKind
 from workers.config.views import Augmentation, NoAugmentation, ResizedCrop, Views
-from workers.data.decoded import KnownSplit
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.decoded import KnownSplit
+from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import Split
 

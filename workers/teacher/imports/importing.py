@@ -23,7 +23,7 @@ from workers.errors import (
     UserError,
     WorkerError,
 )
-from workers.onnx.sandbox import last_lines
+from workers.onnx.sandboxing.sandbox import last_lines
 from workers.teacher.imports.request import ImportedCache, ImportTask
 
 # Errors that the process tells, by their names; all others are faults of the service.

@@ -9,7 +9,7 @@ from workers.config.dataset import DatasetSpec
 from workers.config.task import Folders
 from workers.config.teacher import CLASSES_MAX, ClassName, ClassNames, Column, OutputKind
 from workers.config.views import Views
-from workers.data.holdout_spec import Holdout
+from workers.data.preparation.holdout_spec import Holdout
 from workers.events import Split
 from workers.spec import Flag, Spec
 from workers.teacher.imports.uploaded_file import UploadedLogits

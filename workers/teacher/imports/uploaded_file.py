@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workers.errors import InvalidLogits
-from workers.onnx import sandbox
+from workers.onnx.sandboxing import sandbox
 from workers.spec import Spec
 
 # Of the child beside the mapped target and the file itself: pyarrow and a group of its rows.

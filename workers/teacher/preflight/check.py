@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.errors import InvalidTeacher
-from workers.onnx.batch_rules import NO_HINT
-from workers.onnx.smoke_test import BATCH_TOLERANCE
+from workers.onnx.checks.batch_rules import NO_HINT
+from workers.onnx.sessions.smoke_test import BATCH_TOLERANCE
 from workers.teacher.class_columns import ClassColumns, match_classes
 from workers.teacher.output_values import chosen, to_logits
 from workers.teacher.preflight.class_order import better_order, numeric_names

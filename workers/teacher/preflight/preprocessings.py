@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from workers.config.teacher import Preprocessing
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.teacher.output_values import chosen
 from workers.teacher.preflight.rows import PART, batch_rows
 from workers.teacher.preflight.score import ALPHA, Explanation, Score

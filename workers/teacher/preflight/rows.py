@@ -6,7 +6,7 @@ import numpy as np
 
 from workers.config.teacher import Preprocessing
 from workers.config.views import Augmentation, NoAugmentation, output_size
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.teacher.preflight.session import Rows
 from workers.unlabelled import labelled_rows
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from workers.augmentation.draw import ViewParameters
 from workers.config.teacher import Preprocessing, TeacherReading
 from workers.config.views import Augmentation
-from workers.onnx.teacher_graph import TeacherGraph
+from workers.onnx.checks.teacher_graph import TeacherGraph
 
 Rows = NDArray[np.int64]
 Images = NDArray[np.uint8]

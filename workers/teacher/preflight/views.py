@@ -13,7 +13,7 @@ from workers.config.views import (
     recipe_of_view,
     without_mixing,
 )
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.teacher.output_values import chosen
 from workers.teacher.preflight.finite import check_finite
 from workers.teacher.preflight.report import PreflightReport, ViewsReport

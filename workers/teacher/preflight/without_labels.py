@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from workers.augmentation.apply import apply
 from workers.augmentation.draw import draw
 from workers.config.views import CropFlip
-from workers.data.prepared import Dataset
+from workers.data.preparation.prepared import Dataset
 from workers.teacher.preflight.report import WithoutLabels
 from workers.teacher.preflight.rows import BATCH, batch_rows
 from workers.teacher.preflight.score import Score

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.db.models import EventRecord, JobRecord
-from service.db.packed_events import compact
+from service.db.queries.packed_events import compact
 from tests.service.api.reports.test_reports import KD, SEEDS
 from tests.support.reported import logits_of, post_results, result
 from tests.support.service_helpers import Api

@@ -3,7 +3,7 @@
 import pytest
 
 from service.api.reports.rows import report_row
-from service.db.report_queries import ReportedRun
+from service.db.queries.report_queries import ReportedRun
 from service.db.states import State
 from service.plots.metrics import axis_of
 

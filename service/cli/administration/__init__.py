@@ -1,0 +1,1 @@
+"""Commands of operators: keys, backup, garbage collection, webhooks, doctor."""

@@ -1,0 +1,1 @@
+"""Commands about what jobs are made of: teachers, datasets, students, methods, caches."""

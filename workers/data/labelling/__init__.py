@@ -1,0 +1,1 @@
+"""Labels of datasets: values as files have them, classes and their names."""

@@ -1,0 +1,1 @@
+"""WebDataset shards: tar headers, indexes, pictures read by their offsets."""

@@ -1,0 +1,1 @@
+"""Checks of an ONNX file by reading: rules, operators, inputs, outputs; nothing is run."""

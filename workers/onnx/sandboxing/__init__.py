@@ -1,0 +1,1 @@
+"""Sandboxing: a child process that confines itself by limits, Landlock and seccomp, and calls a function."""

@@ -1,0 +1,1 @@
+"""Uploads of ONNX files: packed into one file and inspected, in confined children."""

@@ -1,0 +1,1 @@
+"""Checkpoints: written, resumed, and continued by a run of more epochs."""

@@ -1,0 +1,1 @@
+"""CUDA graphs: batches and steps recorded once and replayed, side by side on streams."""
