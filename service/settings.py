@@ -46,15 +46,15 @@ class Settings(BaseSettings):
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
         forwarded_allow_ips: addresses or networks of proxies, separated by commas, whose ``X-Forwarded-For`` names the
             caller; None believes nobody.
-        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx.checks.check`` reads no
-            larger one.
+        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx.checks.check``
+            reads no larger one.
         logits_max_bytes: the largest file of logits that is imported, and the most bytes of its rows as float32.
         student_file_max_bytes: the largest file of a student's weights that is accepted.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
-            or while the files of all jobs are larger, are deleted, the oldest first; see ``service.db.deletions.retention``. 0
-            keeps all.
+            or while the files of all jobs are larger, are deleted, the oldest first; see
+            ``service.db.deletions.retention``. 0 keeps all.
         decoded_max_bytes: of all decoded datasets together; the least recently used go that no live job needs. 0 is no
             quota.
         events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.

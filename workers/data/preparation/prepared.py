@@ -1,8 +1,9 @@
 """Prepared datasets: uint8 arrays on disk, mapped by every process and known by their content.
 
-``workers.data.preparation.prepare`` makes them. The fingerprint of a split is the SHA-256 of a canonical header (format, split,
-shape, class names), the pictures and the labels, all in sample order. It does not depend on where the files lay or how
-they were packed, so the same pictures as a folder and as an ``.npz`` are one dataset if their order agrees.
+``workers.data.preparation.prepare`` makes them. The fingerprint of a split is the SHA-256 of a canonical header
+(format, split, shape, class names), the pictures and the labels, all in sample order. It does not depend on where the
+files lay or how they were packed, so the same pictures as a folder and as an ``.npz`` are one dataset if their order
+agrees.
 
 Mapping checks sizes, not bytes. Nothing is augmented or normalised here, and no dataset is held in memory.
 

@@ -3,9 +3,10 @@
 Two ways in: ``check_onnx`` in this process, for files that were let in before, and ``inspection`` for uploads: the same
 in a confined child process.
 
-What it will not do: run the graph (``workers.onnx.sessions.smoke_test`` does, and after it ``workers.teacher.teacher``), follow
-external data, or load custom operators. The rules about the graph's inside are in ``workers.onnx.checks.rules``. Only onnx,
-pydantic and the standard library are imported: the API process loads this file.
+What it will not do: run the graph (``workers.onnx.sessions.smoke_test`` does, and after it
+``workers.teacher.teacher``), follow external data, or load custom operators. The rules about the graph's inside are in
+``workers.onnx.checks.rules``. Only onnx, pydantic and the standard library are imported: the API process loads this
+file.
 """
 
 import os

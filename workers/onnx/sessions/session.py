@@ -66,7 +66,7 @@ class OnnxSession:
     """ONNX Runtime session of one file.
 
     Args:
-        path: the ONNX file; ``onnx.check`` has let it in.
+        path: the ONNX file; ``checks.check`` has let it in.
         input_name: of the pictures.
         output_name: of the output that is taken.
         fixed: values of the other inputs.

@@ -1,6 +1,7 @@
-"""Child that makes one ONNX file of an upload of several; see ``workers.onnx.uploads.packing``. Nothing else imports this file.
+"""Child that makes one ONNX file of an upload of several, see ``workers.onnx.uploads.packing``.
 
-Archives are read here and never unpacked to a disk. What is read of one is bounded by its unpacked bytes.
+Nothing else imports this file. Archives are read here and never unpacked to a disk. What is read of one is bounded by
+its unpacked bytes.
 """
 
 import mmap
