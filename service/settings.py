@@ -51,8 +51,8 @@ class Settings(BaseSettings):
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
-            or while the files of all jobs are larger, are deleted, the oldest first; see ``service.db.deletions.retention``. 0
-            keeps all.
+            or while the files of all jobs are larger, are deleted, the oldest first; see
+            ``service.db.deletions.retention``. 0 keeps all.
         decoded_max_bytes: of all decoded datasets together; the least recently used go that no live job needs. 0 is no
             quota.
         events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.

@@ -18,7 +18,7 @@ from tests.support.processes import Processes, job_of, running_service
 from tests.support.service_helpers import PREPROCESSING, check_whole
 from workers.data.preparation.prepared import open_prepared
 from workers.onnx.checks.check import FILE_MAX_BYTES
-from workers.onnx.large_file import find_layout
+from workers.onnx.checks.large_file import find_layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 TILES, HIDDEN, CLASSES = 64, 144_000, 10

@@ -19,7 +19,7 @@ from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes
 from tests.workers.onnx.test_packing import tarred, zipped
 from workers.onnx import versions
-from workers.onnx.large_file import find_layout
+from workers.onnx.checks.large_file import find_layout
 from workers.onnx.uploads.packing import pack
 
 pytest_plugins = ["tests.support.service_fixtures"]

@@ -18,12 +18,12 @@ from tests.workers.onnx.test_packing import DATA, LARGE, MODEL, WHOLE, packed, t
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
 from workers.onnx.checks.check import FILE_MAX_BYTES, check_onnx
-from workers.onnx.large_file import BLOCK, DATA_NAME, GRAPH_NAME, LargeLayout, find_layout, read_graph
+from workers.onnx.checks.external_data import external_tensors
+from workers.onnx.checks.large_file import BLOCK, DATA_NAME, GRAPH_NAME, LargeLayout, find_layout, read_graph
 from workers.onnx.sandboxing import sandbox
 from workers.onnx.sessions.confined_session import ConfinedSession, limits_of
 from workers.onnx.sessions.session import OnnxSession
 from workers.onnx.sessions.smoke_test import smoke_run
-from workers.onnx.uploads.external_data import external_tensors
 from workers.onnx.uploads.packing import pack
 
 NAME = "m.onnx.data"

@@ -86,7 +86,7 @@ def _kind(node: NodeProto, scope: GraphScope, ranks: Mapping[str, int]) -> _Batc
         return None
     if node.op_type in _RANDOM:
         return _BY_CHANCE
-    # A constant that is true was refused before (``onnx.rules``).
+    # A constant that is true was refused before (``checks.rules``).
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in scope.constants:
         return _BY_MODE
     rank = _rank(node, ranks)

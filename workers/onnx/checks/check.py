@@ -3,10 +3,11 @@
 Two ways in: ``check_onnx`` in this process, for files that were let in before, and ``inspection`` for uploads: the same
 in a confined child process.
 
-What it will not do: run the graph (``workers.onnx.sessions.smoke_test`` does, and after it ``workers.teacher.teacher``), follow
-external data but that of a large teacher's file of our own (``workers.onnx.large_file``), or load custom operators. The
-rules about the graph's inside are in ``workers.onnx.checks.rules``. Only onnx, pydantic and the standard library are imported:
-the API process loads this file.
+What it will not do: run the graph (``workers.onnx.sessions.smoke_test`` does, and after it
+``workers.teacher.teacher``), follow external data but that of a large teacher's file of our own
+(``workers.onnx.checks.large_file``), or load custom operators. The rules about the graph's inside are in
+``workers.onnx.checks.rules``. Only onnx, pydantic and the standard library are imported: the API process loads this
+file.
 """
 
 from collections.abc import Mapping
@@ -19,11 +20,11 @@ from workers.errors import InvalidTeacher
 from workers.onnx.checks.batch_rules import batch_hint, scales_over_batch
 from workers.onnx.checks.class_metadata import class_names_of
 from workers.onnx.checks.inputs import Scalar, graph_inputs
+from workers.onnx.checks.large_file import check_places, find_layout, read_graph, with_weights_as_inputs
 from workers.onnx.checks.outputs import chosen_output, derive_shapes, graph_outputs, output_operator
 from workers.onnx.checks.parsing import EXPORT_HINT, parse
 from workers.onnx.checks.rules import check_graph, check_structure
 from workers.onnx.checks.teacher_graph import TeacherGraph
-from workers.onnx.large_file import check_places, find_layout, read_graph, with_weights_as_inputs
 from workers.onnx.versions import ONNX, check_versions
 
 # protobuf reads and writes less than 2 GiB, and onnx's checker counts a few bytes more than the file has. Of a large

@@ -21,7 +21,7 @@ from workers.onnx.checks.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 from workers.onnx.checks.parsing import EXPORT_HINT, listed, refusing, short
 from workers.onnx.checks.scopes import GraphScope, attribute_graphs, is_external, scopes_of, subgraphs
 
-# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx.operators``).
+# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``checks.operators``).
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 STANDARD = ("", "ai.onnx")  # two spellings of one domain
 OPSET_MIN = 7  # ONNX Runtime promises opset 7 and later

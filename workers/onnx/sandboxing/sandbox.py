@@ -2,10 +2,10 @@
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
-the function it drops the rights that ``workers.onnx.sandboxing.confinement`` lists; it may then read Python's own files and those
-it was given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then
-kills the child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if
-it ends without an answer; they never reach the terminal as they are.
+the function it drops the rights that ``workers.onnx.sandboxing.confinement`` lists; it may then read Python's own files
+and those it was given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes,
+and then kills the child with its group. A child whose parent dies, dies, too. The last lines of its standard error are
+logged if it ends without an answer; they never reach the terminal as they are.
 
 It is no virtual machine: a hole in the kernel's own interface, as far as the filter leaves it within reach, is a way
 out. Run the service as a user without other rights, as the container images do.
@@ -39,7 +39,10 @@ _STDERR_CHARS = 600
 # At which a child reads what is large from a slow disk, once.
 _READING_BYTES_PER_S = 64 << 20
 # -I ignores the environment and the working directory, so the place of this package is handed over.
-_START = "import sys; sys.path.append(sys.argv[1]); from workers.onnx.sandboxing import sandbox_child; sandbox_child.{}(sys.argv[2])"
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from workers.onnx.sandboxing import sandbox_child; sandbox_child.{}(sys.argv[2])"
+)
 # Variables that choose the devices; all others stay behind.
 _GPU_VARIABLES = ("CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_")
 

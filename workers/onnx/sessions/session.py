@@ -25,9 +25,9 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
+from workers.onnx.checks.large_file import find_layout, graph_beside_data
 from workers.onnx.checks.rules import OPSET_MIN
 from workers.onnx.checks.teacher_graph import FixedInput
-from workers.onnx.large_file import find_layout, graph_beside_data
 from workers.onnx.sessions.runtime_messages import error_class, message
 from workers.onnx.versions import ONNX, Versions
 

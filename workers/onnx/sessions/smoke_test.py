@@ -9,7 +9,8 @@ refused and not warned of: the preflight would refuse the same later, with real 
 That it passed is a file in a folder of markers, named by what was tried; its text is the version of Retort that tried
 it, for another one may ask for more. What it is no proof of: that the graph behaves on every picture.
 
-Light: the API process loads this file; ONNX Runtime is imported in the child alone (``workers.onnx.sessions.smoke_child``).
+Light: the API process loads this file; ONNX Runtime is imported in the child alone
+(``workers.onnx.sessions.smoke_child``).
 """
 
 import functools

@@ -1,4 +1,6 @@
-"""Child that makes one file of an upload of several; see ``workers.onnx.uploads.packing``. Nothing else imports this file.
+"""Child that makes one file of an upload of several; see ``workers.onnx.uploads.packing``.
+
+Nothing else imports this file.
 
 It is asked once for what can be one ONNX file, and twice for what is too large for that: how large the file will be
 (``answer``), and then to fill it (``fill``), so that the weights never lie in memory.
@@ -16,10 +18,7 @@ from onnx import TensorProto
 from pydantic import JsonValue
 
 from workers.errors import InvalidTeacher
-from workers.onnx.checks.parsing import parse
-from workers.onnx.large_file import BLOCK, LargeLayout, move_out
-from workers.onnx.received_files import ReceivedFiles, open_received
-from workers.onnx.uploads.external_data import (
+from workers.onnx.checks.external_data import (
     SMALLER,
     Place,
     external_tensors,
@@ -29,6 +28,9 @@ from workers.onnx.uploads.external_data import (
     set_values,
     take_in,
 )
+from workers.onnx.checks.large_file import BLOCK, LargeLayout, move_out
+from workers.onnx.checks.parsing import parse
+from workers.onnx.uploads.received_files import ReceivedFiles, open_received
 
 _PIECE_BYTES = 8 << 20
 

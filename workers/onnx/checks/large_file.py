@@ -26,9 +26,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from workers.errors import InvalidTeacher
+from workers.onnx.checks.external_data import Place, external_tensors, is_movable, place_of, set_place
 from workers.onnx.checks.parsing import parse, refusing, short
 from workers.onnx.checks.scopes import is_external
-from workers.onnx.uploads.external_data import Place, external_tensors, is_movable, place_of, set_place
 
 GRAPH_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
 BLOCK = tarfile.BLOCKSIZE

@@ -13,8 +13,8 @@ from typing import IO, NamedTuple
 
 from workers.errors import InvalidTeacher
 from workers.onnx.checks.check import FILE_MAX_BYTES
+from workers.onnx.checks.external_data import SMALLER
 from workers.onnx.checks.parsing import EXPORT_HINT, listed, short
-from workers.onnx.uploads.external_data import SMALLER
 
 MEMBERS_MAX = 10_000
 _HIDDEN = ("__MACOSX",)  # what macOS puts into archives beside the files
