@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from service.db import webhook_outbox
 from service.db.ids import is_id
+from service.db.lease import LeaseQueries
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -26,7 +27,6 @@ from service.db.models import (
     TeacherRecord,
     utc_now,
 )
-from service.db.scheduling.lease import LeaseQueries
 from service.db.states import JOB_TABLE, TABLE, TERMINAL, WORKING, State, move
 from service.db.student_file_record import StudentFileRecord
 from service.errors import IllegalMove, NotFound

@@ -48,8 +48,9 @@ PACKAGES = {
     ),
     "workers/training": (
         ("feed", "metrics", "checkpoints", "artifacts"),
-        ("optimization", "teacher_rows"),
-        ("training_feed", "evaluation"),
+        ("optimization",),
+        ("training_feed",),
+        ("evaluation",),
         ("run",),
         ("cuda_graphs", "domain", "initial_weights", "not_finite"),
         ("setting",),
@@ -59,7 +60,7 @@ PACKAGES = {
     "service/db": (
         ("connection",),
         ("database",),
-        ("webhook_outbox",),
+        ("webhook_outbox", "lease"),
         ("transitions",),
         ("keys", "scheduling", "job_posting"),
         ("event_queries", "run_additions"),

@@ -847,7 +847,7 @@ def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_sam
 ) -> None:
     """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr("service.db.scheduling.lease.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("service.db.lease.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
 
     def beats(ahead_s: float) -> None:
