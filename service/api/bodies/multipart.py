@@ -263,7 +263,7 @@ class _Parts:
         self._received_bytes += size
         if self._received_bytes > self._limit.max_bytes:
             both = "the file has" if self.data_path is None else "the files have"
-            raise TooLarge(f"{both} more than the {self._limit.max_bytes} bytes allowed{self._limit.advice(None)}")
+            raise TooLarge(f"{both} more than the {self._limit.max_bytes} bytes allowed{self._limit.advice}")
         piece = memoryview(data)[start:end]
         if self._name == FILE_FIELD:
             self.size_bytes += size

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Select, case, func, select, update
 
+from service.db.lease import LeaseQueries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord
-from service.db.scheduling.lease import LeaseQueries
 from service.db.states import LIVE, State
 from service.db.transitions import event_rows
 
