@@ -19,8 +19,8 @@ HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 # Asked by machines, again and again.
 POLLED_PATHS = HEALTH_PATHS | {"/metrics"}
 # Documents made of the database's rows, the same for every caller, by the rows that they are made of
-# (``service.db.queries.version.SourceKind``): no files, and no clock but where a job's backoff runs out. A report with tests
-# per sample reads artifacts, too, which the database names by their digests and which never change.
+# (``service.db.queries.version.SourceKind``): no files, and no clock but where a job's backoff runs out. A report with
+# tests per sample reads artifacts, too, which the database names by their digests and which never change.
 DATABASE_ROUTES = {
     f"{API_PREFIX}/jobs": "jobs",
     f"{API_PREFIX}/jobs/{{job_id}}": "job",

@@ -25,8 +25,6 @@ Days = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 # What Python's sqlite3 takes beside the file's name; with ``uri`` SQLite itself takes more.
 _SQLITE_PARAMETERS = {"timeout", "detect_types", "isolation_level", "check_same_thread", "cached_statements"}
-# That of ``workers.onnx.checks.check``, which would bring onnx into every command.
-TEACHER_MAX_BYTES = 2 * GiB - 4096
 
 PREFIX = "RETORT_"
 # What others than ``Settings`` read: the command line where the service is, and ``workers.cluster.head_folder`` whose
@@ -46,15 +44,15 @@ class Settings(BaseSettings):
         api_key_file: its first line is a key with scope admin, beside those that ``retort keys`` makes.
         forwarded_allow_ips: addresses or networks of proxies, separated by commas, whose ``X-Forwarded-For`` names the
             caller; None believes nobody.
-        teacher_max_bytes: the largest ONNX file that is accepted: less than 2 GiB, as ``workers.onnx.checks.check`` reads no
-            larger one.
+        teacher_max_bytes: the largest teacher that is accepted, its weights included. One of 2 GiB or more has to come
+            with its weights beside the ONNX file.
         logits_max_bytes: the largest file of logits that is imported, and the most bytes of its rows as float32.
         student_file_max_bytes: the largest file of a student's weights that is accepted.
         body_max_bytes: the largest body of every other request.
         caches_max_bytes: of all caches together; older ones are evicted for a job's new ones. 0 is no quota.
         jobs_max_age_days, jobs_max_count, jobs_max_bytes: jobs that ended longer ago, beyond so many that have ended,
-            or while the files of all jobs are larger, are deleted, the oldest first; see ``service.db.deletions.retention``. 0
-            keeps all.
+            or while the files of all jobs are larger, are deleted, the oldest first; see
+            ``service.db.deletions.retention``. 0 keeps all.
         decoded_max_bytes: of all decoded datasets together; the least recently used go that no live job needs. 0 is no
             quota.
         events_max_age_days: events of jobs that have ended longer ago are compacted. 0 leaves them.
@@ -74,7 +72,8 @@ class Settings(BaseSettings):
             much behind 16 KiB/s.
         upload_stall_s: an upload that brings less than a MiB in so long is given up.
         send_stall_s: a connection whose client takes less than 64 KiB of what waits for it in so long is closed.
-        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it.
+        inspect_timeout_s: how long the subprocess that inspects an ONNX file may take, and then the one that tries it;
+            the latter, and those that put files together, have another second for each 64 MiB.
         import_timeout_s: how long importing logits may take once they have come, decoding the dataset included.
         event_poll_s: how often an event stream looks for new rows.
         keep_alive_s: after so long without an event a stream sends a comment.
@@ -114,7 +113,7 @@ class Settings(BaseSettings):
     forwarded_allow_ips: str | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    teacher_max_bytes: Annotated[int, Field(ge=0, le=TEACHER_MAX_BYTES)] = GiB
+    teacher_max_bytes: SizeBytes = GiB
     logits_max_bytes: SizeBytes = 4 * GiB
     student_file_max_bytes: SizeBytes = GiB
     body_max_bytes: SizeBytes = MiB
@@ -196,7 +195,7 @@ class Settings(BaseSettings):
 
     @property
     def teachers_dir(self) -> Path:
-        """``<sha256>.onnx``, one file per teacher."""
+        """``<sha256>.onnx``, one file per teacher; one of 2 GiB or more is a tar archive, see ``onnx.large_file``."""
         return self.data_dir.resolve() / "teachers"
 
     @property

@@ -1,5 +1,6 @@
 """Fixtures that several test files use: the shared data beside the checkout, and quiet threads."""
 
+import gc
 import logging
 import os
 import re
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from workers.garbage import collection_paused
 
 if TYPE_CHECKING:
     from tests.fake_cuda.processes import FakeCuda
@@ -70,6 +73,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a GPU where there is none: ``-m gpu`` names such tests, and does not bring one."""
     if item.get_closest_marker("gpu") is not None and not sees_gpu():
         pytest.skip("torch sees no CUDA device")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Look for no garbage among the modules and tests that are collected, nor ever after: they stay."""
+    with collection_paused():
+        collected = yield
+    gc.freeze()
+    return collected
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

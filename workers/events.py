@@ -4,7 +4,7 @@ Workers only emit; they never move a state. The runner numbers the events of an 
 them once, and derives progress from them. Times are seconds, rates are rows (samples) per second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -139,6 +139,12 @@ ShouldStop = Callable[[], bool]
 
 def ignore(event: _Event) -> None:
     """An ``Emit`` for callers that do not listen."""
+
+
+def warn(warnings: Iterable[str], emit: Emit) -> None:
+    """Emit each sentence as a warning."""
+    for warning in warnings:
+        emit(Log(level="warning", message=warning))
 
 
 def with_prefix(prefix: str, emit: Emit) -> Emit:

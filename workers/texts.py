@@ -87,6 +87,12 @@ def some_of(names: Sequence[str], most: int) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
+def label_text(text: str) -> str | None:
+    """Returns the label of a picture as a file has it; None for none: -1 is no class anywhere."""
+    text = text.strip()
+    return None if text in ("", "-1") else text
+
+
 def cell(value: Any) -> Any:  # noqa: ANN401  # of any column
     """Returns a value for CSV: a text neither moves the cursor nor is a formula, which an apostrophe before it stops.
 

@@ -15,6 +15,7 @@ from store.catalog import CacheEntry
 from store.spec import CacheSpec
 from workers.errors import UserError
 from workers.methods.catalog import parse_method
+from workers.teacher.imports.imported_specs import is_imported
 
 USERS_MAX = 100
 
@@ -33,7 +34,8 @@ def use_of(entry: CacheEntry, catalog: Catalog, database: Database) -> CacheUse 
     users = [_user(job, runs[job.id], spec, trained[job.id]) for job in jobs]
     events = cache_events(database, ids)
     inferred = sum(int(data["rows_inferred"]) for _, data in events if data["cache"] == spec.key)
-    needed, done = sum(user.forwards for user in users), max(inferred, entry.rows_committed)
+    needed = sum(user.forwards for user in users)
+    done = 0 if is_imported(spec) else max(inferred, entry.rows_committed)
     saved = max(0, needed - done)
     rate, measured = _rate(events, spec.key)
     return CacheUse(

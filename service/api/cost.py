@@ -15,7 +15,7 @@ from service.db.models import JobRecord, TeacherRecord
 from service.db.states import LIVE
 from service.estimates.caches import CachesOf, ExpectedCache, ExpectedCaches, expected_caches, expected_combination
 from service.estimates.history import read_measured
-from service.estimates.measured import MeasuredTimes, pictures_of_plan
+from service.estimates.measured import MeasuredTimes, pictures_of_plan, recipe_of_plan
 from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate, rate_of_several
 from service.estimates.workload import JobRows, Slots, rows_of, training_s, workload_of
 from workers.config.job import Plan
@@ -34,10 +34,11 @@ def cost_of(checked: CheckedJob, context: Context) -> Cost:
     caches = combined or by_teacher[0]
     samples = {str(split): count for split, count in caches.samples.items()}
     rows, measured = rows_of(plan, samples), read_measured(context.database)
-    to_run = [sum(cache.rows - cache.rows_cached for cache in each.caches) for each in by_teacher]
-    if combined is not None and all(cache.rows_cached == cache.rows for cache in combined.caches):
-        # Of combined rows that are all there no teacher is asked again.
-        to_run = [0] * len(by_teacher)
+    # Of combined rows that are all there no teacher is asked again.
+    there = {cache.split for cache in (combined.caches if combined else ()) if cache.rows_cached == cache.rows}
+    to_run = [
+        sum(cache.rows - cache.rows_cached for cache in each.caches if cache.split not in there) for each in by_teacher
+    ]
     rates = [
         _rate(plan, each.record, measured, infers=rows > 0) for each, rows in zip(checked.teachers, to_run, strict=True)
     ]
@@ -99,11 +100,13 @@ def _cache(cache: ExpectedCache, teacher: str | None) -> CacheCost:
 
 
 def _rate(plan: Plan, teacher: TeacherRecord, measured: MeasuredTimes, *, infers: bool) -> InferenceRate | None:
+    document = plan.model_dump(mode="json", include={"dataset", "views"})
     wanted = WantedTeacher(
         sha256=teacher.sha256,
         size_bytes=teacher.size_bytes,
         input_size=json.dumps(teacher.preprocessing.get("size")),
-        pictures=pictures_of_plan(plan.model_dump(mode="json", include={"dataset", "views"})),
+        pictures=pictures_of_plan(document),
+        recipe=recipe_of_plan(document),
     )
     return inference_rate(measured, wanted, infers=infers)
 

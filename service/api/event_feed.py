@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 
 import anyio
@@ -125,7 +126,8 @@ class EventFeed:
             async with self._starting:
                 if self._reader is None:
                     self.head = self._floor = await anyio.to_thread.run_sync(self._queries.last_event)
-                    self._reader = asyncio.create_task(self._read())
+                    # In a context of its own: it serves all, and logs nothing under the id of its first request.
+                    self._reader = asyncio.create_task(self._read(), context=Context())
             yield
         finally:
             self._followers -= 1

@@ -5,28 +5,22 @@ from pathlib import Path
 from service.api.added_runs import read_plan, teachers_of
 from service.api.dependencies import Context
 from service.api.job_checks import CheckedJob, check_plan
+from service.api.schemas.extensions import ExtensionRequest
 from service.db.models import JobRecord, RunRecord
 from service.db.states import State
 from service.errors import Conflict
-from workers.config.extension import Extension, check_extension
+from workers.config.extension import Extension, check_extension, extended_training
 from workers.config.job import Plan
-from workers.config.training import StepSchedule
 from workers.run_files import CHECKPOINT
 
 
-def check_extended(
-    run: RunRecord, job: JobRecord, context: Context, *, epochs: int, schedule: StepSchedule | None
-) -> CheckedJob:
+def check_extended(run: RunRecord, job: JobRecord, request: ExtensionRequest, context: Context) -> CheckedJob:
     """Check the job of one run that goes on from this one.
-
-    Args:
-        epochs: all of them, the run's included.
-        schedule: of all epochs; None is the run's own.
 
     Raises:
         Conflict: the run has not succeeded, was an evaluation or has kept no checkpoint; a teacher of its job was
             deleted, or another version has stored it.
-        InvalidJob: a run of as many epochs from the start would end with other weights.
+        InvalidJob: no run of as many epochs from the start would end with the same weights.
         InvalidRequest, InvalidDataset, ContractViolation: as at a new job.
     """
     if run.state is not State.SUCCEEDED:
@@ -37,7 +31,8 @@ def check_extended(
     spec = plan.runs()[run.index]
     alone = plan.of_run(spec)
     before = alone.training
-    after = before.model_copy(update={"epochs": epochs, "schedule": schedule or before.schedule})
+    epochs = request.epochs
+    after = extended_training(before, epochs, schedule=request.schedule, learning_rate=request.learning_rate)
     check_extension(before, after, spec.method, run.epoch)
     extends = Extension(run=run.id, index=run.index, training=before, checkpoint=_checkpoint(run, epochs, context))
     fields = {name: getattr(alone, name) for name in Plan.model_fields}

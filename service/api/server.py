@@ -23,6 +23,7 @@ from service.operations.data_dir import open_database
 from service.settings import Settings
 from service.webhooks.signature import load_secrets
 from workers import signals
+from workers.garbage import collection_paused
 
 GRACE_S = 20
 # Connections that the kernel keeps until they are accepted.
@@ -123,7 +124,8 @@ def serve(settings: Settings) -> None:
     """
     begin_log(settings)
     raise_open_files()
-    server = build_server(settings, with_page=settings.page and is_page_installed())
+    with collection_paused():
+        server = build_server(settings, with_page=settings.page and is_page_installed())
     with open_database(settings):
         if not has_keys(settings):
             log.warning("there is no API key, so only this machine may call", host=settings.host)

@@ -108,9 +108,11 @@ class Job(JobSummary, documents.Job):
 class Run(_Controlled, documents.Run):
     """Run of a job."""
 
-    def extend(self, epochs: int, *, schedule: Mapping[str, object] | None = None) -> Job:
+    def extend(
+        self, epochs: int, *, schedule: Mapping[str, object] | None = None, learning_rate: float | None = None
+    ) -> Job:
         """Let it go on to so many epochs in all, as another job; it has succeeded and kept its checkpoint."""
-        return self._routes.extend(self.id, epochs, schedule=schedule)
+        return self._routes.extend(self.id, epochs, schedule=schedule, learning_rate=learning_rate)
 
     def refresh(self) -> Self:
         """Get the run again."""

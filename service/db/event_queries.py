@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import func, insert, select
 
+from service.db.lease import LeaseQueries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord
-from service.db.scheduling.lease import LeaseQueries
 from service.db.transitions import assign, event_row, works_on
 
 JOB_FIELDS = frozenset(

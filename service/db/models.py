@@ -72,8 +72,8 @@ class JobRecord(JobLabels, Base):
     how many of its runs may be at work at once, NULL for as many as there is room for; ``key_id`` is the API key that
     posted it, NULL without keys; ``retry_of`` is the job whose runs it tries again. ``backoff`` (``backoff.Backoff``)
     is of the losses in a row of the process that completes its caches, NULL without any. ``set_aside`` says why it is
-    paused although no client has asked for that, see ``service.db.scheduling.set_aside``. ``pinned_at`` keeps it from deletion.
-    ``samples`` are the pictures of each split of its dataset, or its holdout, when it was posted; ``eta`` is
+    paused although no client has asked for that, see ``service.db.scheduling.set_aside``. ``pinned_at`` keeps it from
+    deletion. ``samples`` are the pictures of each split of its dataset, or its holdout, when it was posted; ``eta`` is
     ``estimates.forecast.Eta``.
     """
 
@@ -112,7 +112,10 @@ class JobRecord(JobLabels, Base):
 
 
 class JobRevisionRecord(Base):
-    """Count of the changes of a job and its runs, kept by triggers (migration 0011), see ``service.db.queries.version``."""
+    """Count of the changes of a job and its runs, kept by triggers (migration 0011).
+
+    Read by ``service.db.queries.version``.
+    """
 
     __tablename__ = "job_revisions"
 
@@ -129,8 +132,8 @@ class RunRecord(Base):
     and is tried with a whole one. ``waits_for`` says why it waits although it is its turn.
     ``lost_attempts`` (column ``losses``) counts the attempts whose process vanished, ``backoff`` (``backoff.Backoff``)
     those since the last epoch. ``retry_of`` is the run that this one tries again, each at most once.
-    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.scheduling.set_aside``. ``eta`` is
-    ``estimates.forecast.Eta``.
+    ``set_aside`` says why it is paused although no client has asked for that, see ``service.db.scheduling.set_aside``.
+    ``eta`` is ``estimates.forecast.Eta``.
     """
 
     __tablename__ = "runs"
@@ -196,9 +199,10 @@ class EventRecord(Base):
 
 
 class PackedEventsRecord(Base):
-    """Events of an ended job in one row, compressed: see ``service.db.queries.packed_events``. ``run_id`` is as in EventRecord.
+    """Events of an ended job in one row, compressed, see ``service.db.queries.packed_events``.
 
-    ``first_seq`` and ``last_seq`` are the smallest and the largest ``seq`` of the events in it.
+    ``run_id`` is as in EventRecord. ``first_seq`` and ``last_seq`` are the smallest and the largest ``seq`` of the
+    events in it.
     """
 
     __tablename__ = "packed_events"

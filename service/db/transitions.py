@@ -1,19 +1,21 @@
 """Transitions of states, and other work on rows inside a transaction of the caller.
 
 Every change of a state, by client or engine, goes through ``transition``: it obeys ``states.TABLE`` and adds its own
-event (type ``state``) in the same transaction.
+event (type ``state``) in the same transaction. ``Attempts`` are the engine's first ones: it claims and adopts jobs, and
+starts runs.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar, cast
 
-from sqlalchemy import CursorResult, Select, insert, select, update
+from sqlalchemy import CursorResult, Select, func, insert, select, update
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from service.db import webhook_outbox
 from service.db.ids import is_id
+from service.db.lease import LeaseQueries
 from service.db.models import (
     Base,
     DatasetRecord,
@@ -29,6 +31,8 @@ from service.db.states import JOB_TABLE, TABLE, TERMINAL, WORKING, State, move
 from service.db.student_file_record import StudentFileRecord
 from service.errors import IllegalMove, NotFound
 
+# Keys whose first queued job is looked at, of those that have enough already.
+_KEYS_ASKED_MAX = 16
 # What reading a row raises: JSON or a time that is damaged, or nested too deep; text that is no UTF-8. It may be that
 # the database itself cannot be read; the next query then says so.
 DAMAGED = (ValueError, RecursionError, OperationalError)
@@ -186,3 +190,89 @@ def end_of(runs: Iterable[RunRecord]) -> tuple[State, Json | None]:
         return State.FAILED, {"type": "RunsFailed", "message": message}
     cancelled = sum(run.state is State.CANCELLED for run in ended)
     return State.CANCELLED if 2 * cancelled > len(ended) else State.SUCCEEDED, None
+
+
+def actor_name(run_id: str, attempt: int) -> str:
+    """The name of the process that trains this attempt, and perhaps other runs beside it."""
+    return f"run-{run_id}-a{attempt}"
+
+
+def _queued_in_turn() -> Select[str]:
+    """Ids of queued jobs, the one whose turn it is first, see ``Attempts.claim_job``."""
+    other = aliased(JobRecord)
+    busy = select(other.key_id, func.count().label("jobs")).where(other.state.in_(WORKING))
+    share = busy.group_by(other.key_id).subquery()
+    query = select(JobRecord.id).where(JobRecord.state == State.QUEUED)
+    query = query.outerjoin(share, share.c.key_id.is_not_distinct_from(JobRecord.key_id))
+    return query.order_by(JobRecord.priority.desc(), func.coalesce(share.c.jobs, 0), JobRecord.id)
+
+
+class Attempts(LeaseQueries):
+    """Attempts that an engine begins: it claims and adopts jobs, and starts runs; each fences off the one before."""
+
+    def claim_job(self, accepts: Callable[[JobRecord], bool] = lambda job: True) -> JobRecord | None:
+        """Move the queued job whose turn it is to running, as a new attempt; None if there is none.
+
+        First comes the highest priority; among equals the API key of which the fewest jobs are being worked on, all
+        jobs without a key counting as one key's; among these the oldest job.
+
+        Args:
+            accepts: asked of that job, and then of the first one of each other key.
+        """
+        with self.database.read() as session:
+            # An engine asks several times a second: only an answer is worth the lock.
+            if session.scalar(select(JobRecord.id).where(JobRecord.state == State.QUEUED).limit(1)) is None:
+                return None
+        query = _queued_in_turn()
+        with self.write() as session:
+            for _ in range(_KEYS_ASKED_MAX):
+                next_id = session.scalar(query.limit(1))
+                if next_id is None:
+                    break
+                job = session.get_one(JobRecord, next_id)
+                if accepts(job):
+                    transition(session, job, State.RUNNING, {"attempt": job.attempt + 1, "holder": self.holder})
+                    return job
+                # Whatever its priority, a key that has enough keeps no other waiting.
+                query = query.where(JobRecord.key_id.is_distinct_from(job.key_id))
+            return None
+
+    def adopt_job(self, job_id: str) -> JobRecord | None:
+        """Make this engine the one who works on an unfinished job: a new attempt, so its former one is fenced off.
+
+        Its state stays what it is. None if the job is queued or paused, or has ended.
+        """
+        with self.write() as session:
+            job = session.get(JobRecord, job_id)
+            if job is None or job.state not in WORKING:
+                return None
+            assign(job, {"attempt": job.attempt + 1, "holder": self.holder})
+            return job
+
+    def start_attempts(self, run_ids: Sequence[str], share: Json | None = None) -> list[RunRecord]:
+        """Move those of these runs that are queued or lost to running, to be trained together in one process.
+
+        Args:
+            share: what each process is given, for whoever finds it later, see ``RunRecord``.
+
+        Returns:
+            Those that have started, in the given order: with ``attempt`` counted up (from 1), ``actor`` the
+            ``actor_name`` of the first of them, and ``slot`` 0, 1, ... Left out is a run in another state, or whose
+            job is not running.
+        """
+        started: list[RunRecord] = []
+        with self.write() as session:
+            for run_id in run_ids:
+                run = session.get(RunRecord, run_id)
+                if run is None or session.get_one(JobRecord, run.job_id).state is not State.RUNNING:
+                    continue
+                attempt = run.attempt + 1
+                actor = started[0].actor if started else actor_name(run.id, attempt)
+                if run.state in {State.QUEUED, State.LOST} and transition(
+                    session,
+                    run,
+                    State.RUNNING,
+                    {"attempt": attempt, "actor": actor, "slot": len(started), "share": share},
+                ):
+                    started.append(run)
+        return started

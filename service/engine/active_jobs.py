@@ -1,12 +1,13 @@
 """Active jobs of an engine, and the tasks of each on the cluster. Kept in memory alone."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Self
 
-from service.db.models import JobRecord, Json
-from service.db.scheduling.backoff import Backoff, after_loss
+from service.db.models import JobRecord, Json, RunRecord
+from service.db.scheduling.backoff import Backoff, after_loss, read_backoff
 from service.db.states import State
 from service.engine.allocation import Need
 from service.engine.progress import CacheProgress
@@ -19,6 +20,11 @@ from workers.teacher.cache_plan import CachePlan
 # A task that was asked to stop and has not after so long is killed: it stops at its next batch or block.
 STOP_GRACE_S = 30.0
 LOST_ATTEMPTS_MAX = 3
+# Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
+ACTIVE_JOBS_MAX = 8
+ACTIVE_JOBS_EVER_MAX = 64
+# Of one API key, urgent ones included: whatever they do, as many again are there for others.
+KEY_ACTIVE_JOBS_MAX = 32
 # What a job's caches are counted under, beside its runs.
 CACHES = "caches"
 # What becomes of a run by what was wanted of it, when its process is gone and when it has put its work down.
@@ -60,6 +66,16 @@ class Work:
             self.task.pause()
         else:
             self.task.stop()
+
+    def request_end(self, wanted: State) -> None:
+        """Have a run pause or stop, if that is wanted; one that only writes its artifacts is ended at once.
+
+        An export listens to nobody, for seconds or minutes. What it has half-written is swept away, and its last
+        checkpoint is there for whoever resumes it. Where other runs share its process, it listens between the files.
+        """
+        self.request_stop(wanted)
+        if self.requested is not None and self.is_trained and self.task.actor_group.open_tasks == 1:
+            self.task.kill()
 
 
 @dataclass
@@ -103,6 +119,26 @@ class ActiveJob:
     without_device: set[str] = field(default_factory=set)
     waits_for: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of_rows(cls, record: JobRecord, runs: Sequence[RunRecord], spec: JobSpec, progress: CacheProgress) -> Self:
+        """A claimed or adopted job, with what is stored of its runs."""
+        planned = 1 if spec.evaluate else sum(block.count for block in spec.blocks)
+        whole = {run.id for run in runs if run.whole_gpu}
+        stored = {CACHES: record.backoff, **{run.id: run.backoff for run in runs}}
+        return cls(
+            record,
+            record.attempt,
+            spec,
+            progress,
+            state=record.state,
+            # Others were added since the plan was read.
+            known={run.id for run in runs if run.index < planned},
+            whole=whole,
+            alone={*whole},
+            waits_for={run.id: run.waits_for for run in runs if run.waits_for is not None},
+            backoffs={id: backoff for id, json in stored.items() if (backoff := read_backoff(json)) is not None},
+        )
+
     @property
     def id(self) -> str:
         """Of the job."""
@@ -144,3 +180,12 @@ class ActiveJob:
         """Count one more loss of a run, or of ``caches``."""
         self.backoffs[id] = after_loss(self.backoffs.get(id), last, is_node_fault=is_node_fault)
         return self.backoffs[id]
+
+
+def has_turn(active: Collection[ActiveJob], job: JobRecord) -> bool:
+    """Whether to take this job as well: nobody's jobs shall keep those of another key, or urgent ones, waiting."""
+    if len(active) < ACTIVE_JOBS_MAX:
+        return True
+    own = sum(other.record.key_id == job.key_id for other in active)
+    is_urgent = all(job.priority > other.record.priority for other in active)
+    return own == 0 or (is_urgent and own < KEY_ACTIVE_JOBS_MAX)

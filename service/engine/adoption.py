@@ -1,14 +1,47 @@
-"""Adoption: the runs that an earlier engine has left in training are found again by the names of their processes."""
+"""Adoption: jobs of an earlier engine; what it has left in training is found again by the names of its processes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from service.db.models import RunRecord
+import structlog
+
+from service.db.models import JobRecord, RunRecord
 from service.db.states import WORKING, State
 from service.engine.active_jobs import GONE, ActiveJob, Work, share_of
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
 from workers.cluster.actors import Task
 from workers.cluster.ray_cluster import export_name
+
+log = structlog.get_logger("retort.engine")
+
+
+def adopt_jobs(context: EngineContext, endings: Endings, begin: Callable[[JobRecord], ActiveJob | None]) -> None:
+    """Take up every unfinished job, and end the processes that nobody waits for.
+
+    Args:
+        begin: makes an adopted job active; None if it has failed.
+
+    Raises:
+        LeaseLost: another engine leads.
+    """
+    queries = context.queries
+    # All of them before the first job makes room for itself.
+    for job_id, keys in queries.caches_in_use().items():
+        context.leases.take(job_id, keys)
+    actor_groups: dict[str, int] = {}
+    for job in queries.unfinished_jobs():
+        adopted = queries.adopt_job(job.id)
+        if adopted is None:
+            endings.forget(job.id)
+            continue
+        active = begin(adopted)
+        if active is not None:
+            actor_groups |= find_runs(context, endings, active)
+            log.info("job adopted", job_id=job.id, attempt=adopted.attempt, runs_found=len(active.runs))
+    context.check_lease()
+    strays = context.cluster.end_others(actor_groups)
+    if strays:
+        log.info("ended processes that nobody waits for", processes=strays)
 
 
 def find_runs(context: EngineContext, endings: Endings, job: ActiveJob) -> dict[str, int]:

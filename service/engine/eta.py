@@ -5,7 +5,6 @@ makes every client that polls it read it anew. Beyond ``JOBS_MAX`` jobs, or ``RU
 expected of a job. No estimate is worth the engine: what fails here is logged, and the engine goes on.
 """
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,18 +14,17 @@ from datetime import datetime
 import structlog
 
 from service.db.database import DatabaseDiskError
-from service.db.job_teachers import members_of
 from service.db.models import Json, utc_now
 from service.db.queries.eta_queries import EtaQueries, LiveJob, LiveRun
 from service.db.states import State
 from service.db.transitions import DAMAGED
+from service.engine.job_facts import JobFacts
 from service.errors import LeaseLost
 from service.estimates.forecast import ExpectedEnd, JobNow, RunNow, forecast
 from service.estimates.history import read_measured
-from service.estimates.measured import MeasuredTimes, cache_identity, pictures_of_plan
-from service.estimates.rates import WantedTeacher, inference_rate
-from service.estimates.workload import Slots, Workload, batch_numbers, rows_of, workload_of
-from store import CacheNotFound, Catalog
+from service.estimates.measured import MeasuredTimes
+from service.estimates.workload import Slots, Workload, rows_of, workload_of
+from store import Catalog
 from workers.config.job import Plan
 
 JOBS_MAX = 64
@@ -49,31 +47,6 @@ class _Epochs:
         self.ends: list[tuple[int, datetime]] = []
 
 
-class _JobFacts:
-    """Facts about a job that stay while it lives, or change only when something more was measured."""
-
-    def __init__(self, plan: Plan, document: Json, teacher: Json) -> None:
-        self.plan = plan
-        self.identity = cache_identity(document, teacher)
-        self.teacher = WantedTeacher(
-            sha256=teacher["sha256"],
-            size_bytes=None,
-            input_size=json.dumps(teacher["preprocessing"].get("size")),
-            pictures=pictures_of_plan(document),
-        )
-        self.batches = batch_numbers(plan)
-        # An evaluation, of whose plan there are no runs, is one.
-        self.run_count = max(1, len(self.batches))
-        # Of imported logits nothing is inferred, of splits without any neither. A combination has its first one's.
-        self.is_imported = all(member.get("caches") for member in members_of(teacher))
-        self.workload: Workload | None = None
-        # Whether more was measured since the workload was computed.
-        self.is_stale = True
-        self.rows_to_infer = 0
-        # Stage and caches by which the rows were counted; counting walks through the folders of the caches.
-        self.counted_by: tuple[str | None, ...] | None = None
-
-
 class EtaKeeper:
     """Keeps the expected ends of live jobs and runs.
 
@@ -85,7 +58,7 @@ class EtaKeeper:
     def __init__(self, queries: EtaQueries, catalog: Catalog) -> None:
         self._queries, self._catalog = queries, catalog
         self._next_s = 0.0
-        self._facts: dict[str, _JobFacts | None] = {}
+        self._facts: dict[str, JobFacts | None] = {}
         self._epochs: dict[str, _Epochs] = {}
         self._seen = -1
         self._measured, self._ended = MeasuredTimes(), -1
@@ -174,16 +147,16 @@ class EtaKeeper:
         if told.get(job_id) != self._told[job_id]:
             log.error("expected ends cannot be computed", job_id=job_id or None, exc_info=error)
 
-    def _facts_of(self, job: LiveJob, run_count: int) -> _JobFacts | None:
+    def _facts_of(self, job: LiveJob, run_count: int) -> JobFacts | None:
         """Facts about a job, read again once runs were added to it."""
         known = self._facts.get(job.id)
         is_known = job.id in self._facts and (known is None or run_count <= known.run_count)
         return known if is_known else self._read(job)
 
-    def _read(self, job: LiveJob) -> _JobFacts | None:
+    def _read(self, job: LiveJob) -> JobFacts | None:
         try:
             found = self._queries.plan_and_teacher(job.id)
-            return None if found is None else _JobFacts(Plan.model_validate(found[0]), *found)
+            return None if found is None else JobFacts(Plan.model_validate(found[0]), *found)
         except (*DAMAGED, LookupError, TypeError, AttributeError):
             # Damaged, or stored by another version: whoever begins it says so.
             return None
@@ -219,7 +192,7 @@ class EtaKeeper:
         self._epochs = {run.id: self._epochs[run.id] for run in runs if run.id in self._epochs}
 
     def _job_now(
-        self, job: LiveJob, facts: _JobFacts, runs: Sequence[LiveRun], slots: Slots, *, coming: set[str]
+        self, job: LiveJob, facts: JobFacts, runs: Sequence[LiveRun], slots: Slots, *, coming: set[str]
     ) -> JobNow:
         """A job as it stands; without times where nobody knows yet how many pictures it has."""
         if facts.is_stale and job.samples is not None and self._spent_s <= _WORKLOADS_S:
@@ -229,43 +202,45 @@ class EtaKeeper:
             facts.is_stale = False
             self._spent_s += time.monotonic() - began_s
         if job.samples is not None and job.stage != "training":
-            known = tuple((job.caches or {}).values() or self._measured.keys.get(facts.identity, ()))
-            if facts.counted_by != (job.stage, *known):
-                cached = rows_of(facts.plan, job.samples).cached
-                facts.rows_to_infer = max(0, cached - sum(map(self._rows_of, known)))
-                facts.counted_by = job.stage, *known
-        to_infer = 0 if facts.is_imported or facts.identity in coming else facts.rows_to_infer
+            self._count_missing(job, facts, rows_of(facts.plan, job.samples).cached)
+        inference = facts.inference_left(job, self._measured, utc_now(), is_coming=facts.identity in coming)
         return JobNow(
             id=job.id,
             plan=facts.plan,
             priority=job.priority,
             key_id=job.key_id,
             parallel_runs=job.parallel_runs,
-            runs=[self._run_now(run) for run in runs],
+            runs=[self._run_now(run, facts.plan.epochs_before) for run in runs],
             stage=job.stage,
             inference=job.inference,
             workload=facts.workload or Workload(facts.plan.training.epochs, {}, None, ()),
-            inference_rate=inference_rate(self._measured, facts.teacher, infers=bool(to_infer)),
+            inference_rate=inference.rate,
             batches=facts.batches,
-            rows_to_infer=None if job.samples is None else to_infer,
+            rows_to_infer=None if job.samples is None else inference.rows,
+            later_s=inference.later_s,
         )
 
-    def _rows_of(self, key: str) -> int:
-        try:
-            return self._catalog.get(key).rows_committed
-        except CacheNotFound:
-            return 0
+    def _count_missing(self, job: LiveJob, facts: JobFacts, rows: int) -> None:
+        """Count the rows that each teacher still has to infer, unless its caches are those of the last time."""
+        known = [*(job.caches or {}).values()]
+        if len(facts.teachers) > 1 and job.stage == "inference":
+            # The column has the key of the cache that is at work, and of others the events alone.
+            ready = self._queries.ready_caches(job.id)
+            known += ready
+            facts.ready_at = max(ready.values(), default=None)
+        facts.count_missing(rows, known, stage=job.stage, measured=self._measured, catalog=self._catalog)
 
-    def _run_now(self, run: LiveRun) -> RunNow:
+    def _run_now(self, run: LiveRun, before: int) -> RunNow:
         epochs = self._epochs.get(run.id)
         return RunNow(
             id=run.id,
             index=run.index,
             state=run.state,
             process=run.actor,
-            epoch=run.epoch,
+            epoch=max(run.epoch, before),
             began_at=None if epochs is None else epochs.began_at,
-            epoch_ends=[] if epochs is None else epochs.ends,
+            # Those of the run that it extends are told all at once, when it begins.
+            epoch_ends=[] if epochs is None else [end for end in epochs.ends if end[0] >= before],
             last_epoch_s=(run.metrics or {}).get("seconds"),
         )
 

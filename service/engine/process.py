@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.db.database import DatabaseDiskError
 from service.db.engine_queries import EngineQueries
-from service.db.scheduling.lease import AHEAD_MAX_S, Lease
+from service.db.lease import AHEAD_MAX_S, Lease
 from service.engine.housekeeping import Housekeeper
 from service.engine.scheduler import Scheduler
 from service.errors import InvalidSettings, LeaseLost, RayFailed

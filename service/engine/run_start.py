@@ -110,11 +110,7 @@ def start_runs(context: EngineContext) -> None:
     free = FreeResources(capacity.cpus, capacity.gpus, [each for job in jobs for each in job.held()])
     startable = {job.id: _startable(job) for job in waiting_jobs}
     claims = [_claim(job, startable[job.id], capacity) for job in waiting_jobs]
-    no_gpu = {
-        claim.job_id: {startable[claim.job_id][0]: free.why_not(claim.need)}
-        for claim in claims
-        if claim.wants and claim.need.gpu_share == 1.0
-    }
+    no_gpu = {claim.job_id: free.why_not(claim.need) for claim in claims if claim.wants and claim.need.gpu_share == 1.0}
     given, kept_for = allot(claims, free)
     for job in jobs:
         set_back = why_set_back((id, job.backoffs[id]) for id in job.waiting if id in job.backoffs)
@@ -124,7 +120,8 @@ def start_runs(context: EngineContext) -> None:
             context.record_waiting(job, set_back)
         elif free.is_placed:
             # Else some are just starting: who is where is known in a moment.
-            context.record_waiting(job, {**no_gpu.get(job.id, {}), **set_back})
+            of_first = {startable[job.id][0]: no_gpu[job.id]} if job.id in no_gpu else {}
+            context.record_waiting(job, {**of_first, **set_back})
 
 
 def _startable(job: ActiveJob) -> list[str]:

@@ -7,15 +7,16 @@ nothing, the others start again from their checkpoints, and committed blocks are
 lease in the database; a second one waits for it. (That inference had too little memory on a share of a GPU it forgets:
 that is found out once more.)
 
-This file is the loop and the life of a job. ``cache_stage`` builds a job's caches, ``run_start`` chooses and starts
-runs, ``run_stage`` follows them to their ends, ``adoption`` finds those of an earlier engine, ``endings`` ends jobs,
-``eta`` says when they are expected to end.
+This file is the loop and the life of a job up to its complete caches; of caches that cannot be completed
+``cache_checks`` judges. ``run_start`` chooses and starts runs, ``run_stage`` follows them to their ends, ``adoption``
+finds those of an earlier engine, ``endings`` ends jobs, ``eta`` says when they are expected to end.
 
 A run is started only where it fits at once by the books (``allocation``) of what each process holds, so what is said to
 be running has its share of the machine, and what waits for one is said to wait.
 """
 
 import time
+from functools import partial
 
 import structlog
 from structlog.contextvars import bound_contextvars
@@ -23,11 +24,10 @@ from structlog.contextvars import bound_contextvars
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord, Json
 from service.db.queries.eta_queries import EtaQueries
-from service.db.scheduling.backoff import read_backoff
 from service.db.states import TERMINAL, State
-from service.engine.active_jobs import CACHES, ActiveJob, Work
-from service.engine.adoption import find_runs
-from service.engine.cache_stage import CacheStage
+from service.engine.active_jobs import ACTIVE_JOBS_EVER_MAX, CACHES, ActiveJob, Work, has_turn
+from service.engine.adoption import adopt_jobs
+from service.engine.cache_checks import CacheChecks
 from service.engine.capacity import slots_of
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
@@ -41,14 +41,15 @@ from service.settings import Settings
 from store import Catalog
 from workers.cluster.ray_cluster import Cluster
 from workers.config.job import JobSpec
+from workers.config.task import CachesTask
+from workers.teacher.cache_plan import CachePlan
+from workers.teacher.forwards import forwards_needed
+from workers.texts import without_folders
 
 log = structlog.get_logger("retort.engine")
 
-# Each is looked at several times a second. Beyond the first number only what would otherwise wait for others is taken.
-ACTIVE_JOBS_MAX = 8
-ACTIVE_JOBS_EVER_MAX = 64
-# Of one API key, urgent ones included: whatever they do, as many again are there for others.
-KEY_ACTIVE_JOBS_MAX = 32
+# Queued jobs that are looked at: more are not posted between two ticks.
+_NEWEST = 200
 _POLL_S = 0.05
 
 
@@ -88,8 +89,10 @@ class Scheduler:
         self._context = context = EngineContext(settings, queries, parts)
         self._queries, self._disk, self._jobs = queries, context.disk, context.jobs
         self._endings = Endings(context)
-        self._cache_stage = CacheStage(context, self._endings)
+        self._cache_checks = CacheChecks(context, self._endings)
         self._run_stage = RunStage(context, self._endings)
+        # Queued jobs at the last tick.
+        self._looked_at: set[str] = set()
         self._etas = EtaKeeper(EtaQueries(queries.database, queries.holder), Catalog(context.folders.caches))
 
     # ---------------------------------------------------------------------------------------------------- the loop
@@ -104,27 +107,10 @@ class Scheduler:
             InvalidSettings: no run could ever start there.
             LeaseLost: another engine leads.
         """
-        context = self._context
-        context.connect(cluster, gpus)
-        # All of them before the first job makes room for itself.
-        for job_id, keys in self._queries.caches_in_use().items():
-            context.leases.take(job_id, keys)
-        actor_groups: dict[str, int] = {}
-        for job in self._queries.unfinished_jobs():
-            adopted = self._queries.adopt_job(job.id)
-            if adopted is None:
-                self._endings.forget(job.id)
-                continue
-            active = self._begin(adopted)
-            if active is not None:
-                actor_groups |= find_runs(context, self._endings, active)
-                log.info("job adopted", job_id=job.id, attempt=adopted.attempt, runs_found=len(active.runs))
-        context.check_lease()
-        strays = cluster.end_others(actor_groups)
-        if strays:
-            log.info("ended processes that nobody waits for", processes=strays)
-        context.record_capacity()
-        context.record_gpus()
+        self._context.connect(cluster, gpus)
+        adopt_jobs(self._context, self._endings, self._begin)
+        self._context.record_capacity()
+        self._context.record_gpus()
 
     def tick(self) -> None:
         """Advance every job by what has happened since the last call, claim new ones, and fill free slots.
@@ -137,8 +123,9 @@ class Scheduler:
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
+        self._hold_imported()
         while self._disk.fault is None and len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
-            claimed = self._queries.claim_job(self._has_turn)
+            claimed = self._queries.claim_job(partial(has_turn, self._jobs.values()))
             if claimed is None:
                 break
             log.info("job claimed", job_id=claimed.id)
@@ -146,6 +133,14 @@ class Scheduler:
         start_runs(self._context)
         self._endings.release_caches()
         self._etas.look(slots_of(self._context.capacity))
+
+    def _hold_imported(self) -> None:
+        """Hold the caches that new jobs name before they have their turn: nobody can make imported ones anew."""
+        queued = set(self._queries.newest_queued(_NEWEST))
+        if new := queued - self._looked_at:
+            for job_id, keys in self._queries.caches_in_use(new).items():
+                self._context.leases.take(job_id, keys)
+        self._looked_at = queued
 
     def put_down(self, patience_s: float) -> None:
         """Have every run leave a checkpoint and end, so that the next engine goes on from there.
@@ -172,15 +167,6 @@ class Scheduler:
 
     # -------------------------------------------------------------------------------------------------- a job's life
 
-    def _has_turn(self, job: JobRecord) -> bool:
-        """Whether to take this job as well: nobody's jobs shall keep those of another key, or urgent ones, waiting."""
-        if len(self._jobs) < ACTIVE_JOBS_MAX:
-            return True
-        active = [other.record for other in self._jobs.values()]
-        own = sum(other.key_id == job.key_id for other in active)
-        is_urgent = all(job.priority > other.priority for other in active)
-        return own == 0 or (is_urgent and own < KEY_ACTIVE_JOBS_MAX)
-
     def _begin(self, record: JobRecord) -> ActiveJob | None:
         """Make a claimed or adopted job active; None if it cannot be done here, and has failed."""
         context = self._context
@@ -195,16 +181,7 @@ class Scheduler:
             self._endings.fail(record.id, record.attempt, {"type": kind, "message": message})
             return None
         progress = CacheProgress(context.forwards_in(record.id), record.teacher_forwards)
-        job = ActiveJob(record, record.attempt, spec, progress, state=record.state)
-        runs = self._queries.runs(record.id)
-        planned = 1 if spec.evaluate else sum(block.count for block in spec.blocks)
-        # Others were added since the plan was read.
-        job.known.update(run.id for run in runs if run.index < planned)
-        job.whole.update(run.id for run in runs if run.whole_gpu)
-        job.alone.update(job.whole)
-        job.waits_for = {run.id: run.waits_for for run in runs if run.waits_for is not None}
-        stored = {CACHES: record.backoff, **{run.id: run.backoff for run in runs}}
-        job.backoffs = {id: backoff for id, json in stored.items() if (backoff := read_backoff(json)) is not None}
+        job = ActiveJob.of_rows(record, self._queries.runs(record.id), spec, progress)
         self._jobs[job.id] = job
         return job
 
@@ -212,7 +189,7 @@ class Scheduler:
         """Pass on what clients want, store what workers emit, and end the job if that was the last of it."""
         self._look_at(job)
         for run_id, work in job.runs.items():
-            self._request(work, job.states.get(run_id, State.CANCELLING))
+            work.request_end(job.states.get(run_id, State.CANCELLING))
         if job.caches is not None and job.state is not State.RUNNING:
             job.caches.request_stop(State.CANCELLING)
         self._poll(job)
@@ -220,7 +197,7 @@ class Scheduler:
             return
         if job.unchecked and job.state is State.RUNNING and job.may_start(CACHES):
             # Not for runs that were found in training: those have theirs. Once more for runs that were added.
-            self._cache_stage.begin(job)
+            self._build_caches(job)
         if job.caches is not None or job.runs:
             return
         self._look_at(job)
@@ -243,21 +220,68 @@ class Scheduler:
         job.spec = job_spec(self._queries.job(job.id), self._context.settings)
         job.known |= job.states.keys()
 
-    @staticmethod
-    def _request(work: Work, wanted: State) -> None:
-        """Have a run pause or stop, if that is wanted; one that only writes its artifacts is ended at once.
-
-        An export listens to nobody, for seconds or minutes. What it has half-written is swept away, and its last
-        checkpoint is there for whoever resumes it. Where other runs share its process, it listens between the files.
-        """
-        work.request_stop(wanted)
-        if work.requested is not None and work.is_trained and work.task.actor_group.open_tasks == 1:
-            work.task.kill()
-
     def _poll(self, job: ActiveJob) -> None:
         """Look at every process of a job."""
         if job.caches is not None:
-            self._cache_stage.poll(job, job.caches)
+            self._poll_caches(job, job.caches)
         for run_id, work in list(job.runs.items()):
             with bound_contextvars(run_id=run_id, attempt=work.attempt):
                 self._run_stage.poll(job, run_id, work)
+
+    # ---------------------------------------------------------------------------------------------------- its caches
+
+    def _build_caches(self, job: ActiveJob) -> None:
+        """Start the process that builds the caches of a job, or say that the disk keeps it from that."""
+        context = self._context
+        if self._disk.fault is not None:
+            context.record_waiting(job, {job.waiting[0]: self._disk.fault.message})
+            return
+        if job.has_built:
+            # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
+            adopted = self._queries.adopt_job(job.id)
+            if adopted is None:
+                self._endings.forget(job.id)
+                return
+            job.attempt = adopted.attempt
+            job.progress = CacheProgress(context.forwards_in(job.id), adopted.teacher_forwards)
+        job.has_built = True
+        task = CachesTask(
+            job=self._cache_checks.spec_to_check(job),
+            folders=context.folders,
+            gpu_share=context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
+            quota_bytes=context.settings.caches_max_bytes,
+            forwards=job.progress.forwards_in,
+            confine_on_gpu=context.settings.confine_on_gpu,
+        )
+        job.caches = Work(context.cluster.build_caches(task), job.attempt)
+
+    def _poll_caches(self, job: ActiveJob, work: Work) -> None:
+        """Store what the process has emitted since the last look, and what follows from its end."""
+        events, outcome = work.task.poll()
+        outcome = self._context.shown(outcome)
+        if events:
+            events = without_folders(events, self._context.folder_names)
+            progress = job.progress.columns(events)
+            self._queries.record_events(job.id, None, job.attempt, events, progress=progress)
+            work.task.acknowledge(events)
+            if any(event.get("rows_inferred") for _, event in events):
+                if job.backoffs.pop(CACHES, None) is not None:
+                    self._queries.update_job(job.id, attempt=job.attempt, backoff=None)
+                job.without_device.discard(CACHES)
+                self._disk.has_got_on(job.id)
+        if outcome is None:
+            return
+        if outcome.value is not None:
+            job.cache_plan = CachePlan.model_validate(outcome.value["plan"])
+            job.checked |= job.checking | self._cache_checks.begun(job)
+            needed = forwards_needed(job.spec, job.cache_plan) if job.spec.added else None
+            columns = job.progress.columns_at_end(job.cache_plan, outcome.value, needed)
+            self._queries.update_job(job.id, attempt=job.attempt, **columns)
+            job.backoffs.pop(CACHES, None)
+            self._disk.has_got_on(job.id)
+        # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
+        self._context.leases.take(job.id, job.progress.caches.values())
+        work.task.close()
+        job.caches = None
+        if outcome.value is None:
+            self._cache_checks.judge(job, work, outcome)

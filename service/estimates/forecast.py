@@ -50,6 +50,7 @@ class RunNow:
 
     Attributes:
         process: that its newest attempt was given to.
+        epoch: how many are done, those of a run that it extends included.
         began_at: when that attempt began.
         epoch_ends: when each epoch of that attempt ended, by number.
         last_epoch_s: its share of the last epoch's time.
@@ -82,7 +83,8 @@ class JobNow:
         began_at: when its present attempt began; None of one that waits for it.
         inference: of the training split's rows, as in the column.
         batches: a number for each run's batches, see ``workload.batch_numbers``.
-        rows_to_infer: None where that is not known.
+        rows_to_infer: by all teachers; None where that is not known.
+        later_s: of those of several teachers that follow the one at work; None where that is not known.
     """
 
     id: str
@@ -97,6 +99,7 @@ class JobNow:
     inference_rate: InferenceRate | None
     batches: Mapping[int, int]
     rows_to_infer: int | None = None
+    later_s: float | None = 0.0
     began_at: datetime | None = None
 
 
@@ -215,12 +218,7 @@ def _at_present_speed(job: JobNow, paces: Mapping[int, float]) -> JobNow:
         return job
     ratio = min(max(median(ratios), 1 / _SPEED_RATIO_MAX), _SPEED_RATIO_MAX)
     times = {name: ratio * getattr(process, name) for name in ("start_s", "end_s", "tail_s")}
-    slower = replace(process, **times)
-    return replace(job, workload=replace(job.workload, process=slower))
-
-
-def _student(job: JobNow, index: int) -> str:
-    return student_at(job.plan.blocks, index)
+    return replace(job, workload=replace(job.workload, process=replace(process, **times)))
 
 
 def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
@@ -229,10 +227,11 @@ def _caches_left(job: JobNow, now: datetime) -> tuple[float, str] | None:
         return 0.0, ""
     inference = job.inference or {}
     if job.stage == "inference" and inference.get("eta_s") and inference["rows_done"] < inference["rows_total"]:
-        return float(inference["eta_s"]), "the rows that it infers a second"
-    rate = job.inference_rate
-    if rate is None:
+        return None if job.later_s is None else (inference["eta_s"] + job.later_s, "the rows that it infers a second")
+    if (rate := job.inference_rate) is None:
         return None
+    if job.stage == "inference" and inference and job.later_s:
+        return job.later_s, f"caches: {rate.basis}"
     elapsed_s = 0.0 if job.began_at is None else (now - job.began_at).total_seconds()
     if not job.rows_to_infer:
         # None is missing, or it is not known how many are.
@@ -292,8 +291,9 @@ def _epochs_left(job: JobNow, run: RunNow, group: Sequence[RunNow], now: datetim
 
 def _epoch_of_waiting(job: JobNow, run: RunNow, paces: Mapping[int, float]) -> tuple[float, str] | None:
     """Seconds of an epoch of a run that waits; None where it is not known."""
-    student = _student(job, run.index)
-    own = [pace_s for index, pace_s in paces.items() if _student(job, index) == student]
+    blocks = job.plan.blocks
+    student = student_at(blocks, run.index)
+    own = [pace_s for index, pace_s in paces.items() if student_at(blocks, index) == student]
     if own:
         return sum(own) / len(own), "the epochs so far of runs of its student in this job"
     rate = job.workload.epoch.get(run.index)

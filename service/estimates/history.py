@@ -19,11 +19,13 @@ from service.estimates.measured import (
     MeasuredCaches,
     MeasuredRun,
     MeasuredTimes,
-    augmentation_of_plan,
     cache_identity,
     measured_of,
     pictures_of_plan,
+    recipe_of_plan,
 )
+from workers.errors import WorkerError
+from workers.methods.catalog import parse_method
 
 # The newest ones: those of long ago were perhaps measured on another machine.
 RUNS_MAX = 300
@@ -49,7 +51,7 @@ def read_measured(database: Database) -> MeasuredTimes:
             except _UNREADABLE:
                 continue
             runs |= of_runs
-            caches += [of_caches] if of_caches else []
+            caches += of_caches
             # The newest of an identity counts.
             keys.setdefault(job.identity, list(job.caches.values()))
         last = _last_epochs(session, list(runs)[:_ENDS_MAX])
@@ -86,7 +88,7 @@ def _job(session: Session, id: str) -> _Job:
         id=id,
         identity=cache_identity(row.plan, row.teacher),
         pictures=pictures_of_plan(row.plan),
-        recipe=augmentation_of_plan(row.plan)["recipe"],
+        recipe=recipe_of_plan(row.plan),
         batch_size=row.plan["training"]["batch_size"],
         teacher=row.teacher,
         teacher_id=row.teacher_id,
@@ -104,7 +106,7 @@ def _runs(session: Session, job: _Job, limit: int) -> dict[str, MeasuredRun]:
     """
     if job.extends:
         return {}
-    names = ("id", "actor", "state", "attempt", "student", "method", "started_at", "finished_at")
+    names = ("id", "actor", "state", "attempt", "student", "method", "method_spec", "started_at", "finished_at")
     columns = [getattr(RunRecord, name) for name in names]
     result = RunRecord.result
     figures = [result["seconds"].as_float(), result["images_per_s"].as_float(), result["epochs"].as_integer()]
@@ -115,7 +117,7 @@ def _runs(session: Session, job: _Job, limit: int) -> dict[str, MeasuredRun]:
     if rows and len(rows) == limit:
         # Others of its process may be cut off.
         spoilt.add(rows[-1].actor)
-    for id, process, state, attempt, student, method, started_at, finished_at, *known in rows:
+    for id, process, state, attempt, student, method, method_spec, started_at, finished_at, *known in rows:
         seconds, images_per_s, epochs, splits, environment = known
         if state is not State.SUCCEEDED or attempt != 1 or not (seconds and images_per_s and epochs and splits):
             spoilt.add(process)
@@ -136,8 +138,17 @@ def _runs(session: Session, job: _Job, limit: int) -> dict[str, MeasuredRun]:
             images_per_s=images_per_s,
             started_at=started_at,
             finished_at=finished_at,
+            views=_views_of(method_spec),
         )
     return {id: run for id, run in found.items() if run.process not in spoilt}
+
+
+def _views_of(method_spec: Json) -> int:
+    """Views of a picture in a step; 1 of a method that this version does not know."""
+    try:
+        return parse_method(method_spec).expand().views
+    except (ValueError, WorkerError):
+        return 1
 
 
 def _last_epochs(session: Session, run_ids: Sequence[str]) -> dict[str, datetime]:
@@ -147,15 +158,14 @@ def _last_epochs(session: Session, run_ids: Sequence[str]) -> dict[str, datetime
     return {row.run_id: row.at for row in session.execute(query)}
 
 
-def _caches(session: Session, job: _Job, sizes: Mapping[str, int]) -> MeasuredCaches | None:
-    """Caches of a job that were built in one attempt.
+def _caches(session: Session, job: _Job, sizes: Mapping[str, int]) -> list[MeasuredCaches]:
+    """Caches of a job that were built in one attempt, of each of its teachers.
 
     Args:
         sizes: of the teachers' files in bytes, by id.
     """
-    # The rows of several teachers tell the rate of none.
-    if job.attempt != 1 or job.started_at is None or len(members_of(job.teacher)) > 1:
-        return None
+    if job.attempt != 1 or job.started_at is None:
+        return []
     plain = (EventRecord.job_id == job.id) & (EventRecord.run_id == "") & EventRecord.type.in_(_CACHE_EVENTS)
     of_seq = {row.seq: row for row in event_rows(session, select(EventRecord).where(plain))}
     packed = select(PackedEventsRecord).where(PackedEventsRecord.job_id == job.id, PackedEventsRecord.run_id == "")
@@ -164,24 +174,48 @@ def _caches(session: Session, job: _Job, sizes: Mapping[str, int]) -> MeasuredCa
     return _caches_of(job, sizes, [of_seq[seq] for seq in sorted(of_seq)])
 
 
-def _caches_of(job: _Job, sizes: Mapping[str, int], events: Sequence[EventRecord]) -> MeasuredCaches | None:
+def _caches_of(job: _Job, sizes: Mapping[str, int], events: Sequence[EventRecord]) -> list[MeasuredCaches]:
     trains = [row.at for row in events if row.type == "stage" and row.data.get("stage") == "training"]
     ready = [row.data for row in events if row.type == "cache_ready"]
     if not trains or not ready or job.started_at is None:
-        return None
-    inferred = [data for data in ready if data["rows_inferred"]]
+        return []
+    members = members_of(job.teacher)
+    by_teacher = _by_teacher(ready, len(members))
     # The first one waits for the processes that infer to start; the largest of the others has the teacher's rate.
-    rated = max(inferred[1:] or inferred, key=lambda data: data["rows_inferred"], default=None)
-    rows, seconds = (0, 0.0) if rated is None else (rated["rows_inferred"], rated["seconds"])
-    whole_s = (trains[0] - job.started_at).total_seconds()
-    inference_s = sum(data["rows_inferred"] for data in inferred) * seconds / rows if rows else 0.0
-    return MeasuredCaches(
-        job_id=job.id,
-        teacher_sha256=job.teacher["sha256"],
-        teacher_bytes=sizes.get(job.teacher_id),
-        teacher_input=json.dumps(job.teacher["preprocessing"].get("size")),
-        pictures=job.pictures,
-        rows=rows,
-        seconds=seconds,
-        beside_s=max(0.0, whole_s - inference_s),
+    first = next((data for data in ready if data["rows_inferred"]), None)
+    inferred = [[data for data in some if data["rows_inferred"]] for some in by_teacher]
+    rated = [
+        max([data for data in some if data is not first] or some, key=lambda data: data["rows_inferred"], default=None)
+        for some in inferred
+    ]
+    inference_s = sum(
+        sum(data["rows_inferred"] for data in some) * one["seconds"] / one["rows_inferred"]
+        for some, one in zip(inferred, rated, strict=True)
+        if one is not None
     )
+    whole_s = (trains[0] - job.started_at).total_seconds()
+    return [
+        MeasuredCaches(
+            job_id=job.id,
+            teacher_sha256=member["sha256"],
+            teacher_bytes=sizes.get(member.get("id", job.teacher_id)),
+            teacher_input=json.dumps(member["preprocessing"].get("size")),
+            pictures=job.pictures,
+            recipe=job.recipe,
+            rows=0 if one is None else one["rows_inferred"],
+            seconds=0.0 if one is None else one["seconds"],
+            beside_s=max(0.0, whole_s - inference_s),
+        )
+        for member, one in zip(members, rated, strict=True)
+    ]
+
+
+def _by_teacher(ready: Sequence[Json], teachers: int) -> list[list[Json]]:
+    """Caches of each teacher: of several, those of each split come in their order before the combined one, or not."""
+    if teachers == 1:
+        return [list(ready)]
+    of_split: dict[str, list[Json]] = {}
+    for data in ready:
+        of_split.setdefault(data["split"], []).append(data)
+    whole = [each for each in of_split.values() if len(each) == teachers + 1]
+    return [[each[number] for each in whole] for number in range(teachers)]

@@ -12,6 +12,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from workers.config.cache import CacheOptions
+
+SECOND_VIEW = "second_view"
+
 
 @dataclass(frozen=True)
 class MeasuredRun:
@@ -20,9 +24,10 @@ class MeasuredRun:
     Attributes:
         process: name of its process; runs of one process were trained on the same batches.
         pictures: what its pictures are, see ``pictures_of_plan``.
-        recipe: of the augmentation.
+        recipe: of the augmentation, see ``recipe_of_plan``.
         device: ``cpu`` or ``cuda``.
         trained, measured: pictures of an epoch, and of the splits that are evaluated after it.
+        views: of each picture in a step: 2 of a method that compares two.
         seconds: of all epochs, evaluation included: its share of its process's time.
         images_per_s: while it trained.
         group: runs of its process.
@@ -45,16 +50,17 @@ class MeasuredRun:
     images_per_s: float
     started_at: datetime
     finished_at: datetime
+    views: int = 1
     group: int = 1
     at_once: float = 1.0
     end_s: float | None = None
 
-    def epoch_s(self, trained: int, measured: int) -> float:
-        """Seconds of an epoch of so many pictures; evaluation takes what was left of the measured time."""
+    def epoch_s(self, trained: int, measured: int, views: int) -> float:
+        """Seconds of an epoch of so many pictures and views; evaluation takes what was left of the measured time."""
         training_s = self.trained / self.images_per_s
         evaluation_s = max(0.0, self.seconds / self.epochs - training_s)
         of_evaluation = measured / self.measured if self.measured else 0.0
-        return training_s * trained / self.trained + evaluation_s * of_evaluation
+        return training_s * trained / self.trained * views / self.views + evaluation_s * of_evaluation
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,9 @@ class MeasuredCaches:
 
     Attributes:
         teacher_bytes: of its file; None of one that was deleted.
+        recipe: of the views, see ``recipe_of_plan``.
         rows, seconds: of one cache that went through the teacher, and how long that took; 0 where nothing was inferred.
-        beside_s: all else: starting, preparing the data, the preflight, verification.
+        beside_s: all else: starting, preparing the data, the preflight, combining rows, verification.
     """
 
     job_id: str
@@ -91,6 +98,7 @@ class MeasuredCaches:
     teacher_bytes: int | None
     teacher_input: str
     pictures: str
+    recipe: str
     rows: int
     seconds: float
     beside_s: float
@@ -128,6 +136,17 @@ def augmentation_of_plan(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
+def recipe_of_plan(plan: Mapping[str, Any]) -> str:
+    """Recipe of the augmentation of a stored plan with its operations, each of which takes time: their names alone."""
+    found = augmentation_of_plan(plan)
+    operations = [name for name, value in found.items() if isinstance(value, Mapping) and name != SECOND_VIEW]
+    second = found.get(SECOND_VIEW)
+    if second is not None:
+        others = [name for name, value in second.items() if value is not None]
+        operations.append(f"second views ({', '.join(others) or 'plain'})")
+    return " with ".join([found["recipe"], *([", ".join(operations)] if operations else [])])
+
+
 def cache_identity(plan: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     """Equal for two jobs that use the same caches, as long as nobody changes the files of the dataset."""
     parts = {
@@ -135,6 +154,12 @@ def cache_identity(plan: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     }
     of_teacher = {name: teacher.get(name) for name in ("sha256", "output", "preprocessing", "reading", "members")}
     return json.dumps([parts, of_teacher], sort_keys=True, default=str)
+
+
+def member_identities(plan: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[str]:
+    """Identity of a job of each of several teachers alone, with dense caches as members have them; none of one."""
+    alone = {**plan, "combine": None, "cache": CacheOptions(dtype=plan["cache"]["dtype"]).model_dump(mode="json")}
+    return [cache_identity(alone, member) for member in teacher.get("members") or ()]
 
 
 def measured_of(runs: Sequence[MeasuredRun], caches: Sequence[MeasuredCaches] = ()) -> MeasuredTimes:

@@ -24,7 +24,7 @@ class Wanted:
     """Run whose time is asked for.
 
     Attributes:
-        pictures, recipe: as of ``MeasuredRun``.
+        pictures, recipe, views: as of ``MeasuredRun``.
         device: None where it is not known which the engine has.
         group, at_once: runs of its process, and processes at the same time.
     """
@@ -39,6 +39,7 @@ class Wanted:
     measured: int
     group: int
     at_once: float
+    views: int = 1
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ def epoch_rate(measured: MeasuredTimes, wanted: Wanted) -> Rate | None:
         if (run.student, run.pictures) == (wanted.student, wanted.pictures) and wanted.device in (None, run.device)
     ]
 
-    def likeness(run: MeasuredRun) -> tuple[bool, bool, bool, bool, float]:
+    def likeness(run: MeasuredRun) -> tuple[bool, bool, bool, bool, bool, float]:
         return (
             run.batch_size == wanted.batch_size,
+            run.views == wanted.views,
             run.recipe == wanted.recipe,
             run.method == wanted.method,
             run.group == wanted.group,
@@ -107,7 +109,7 @@ def epoch_rate(measured: MeasuredTimes, wanted: Wanted) -> Rate | None:
         )
         if given != found
     ]
-    seconds = median(run.epoch_s(wanted.trained, wanted.measured) for run in best)
+    seconds = median(run.epoch_s(wanted.trained, wanted.measured, wanted.views) for run in best)
     return Rate(seconds, where + (f" ({', '.join(others)})" if others else ""))
 
 
@@ -142,13 +144,14 @@ class WantedTeacher:
 
     Attributes:
         input_size: (height, width) of its input as JSON; ``null`` takes the pictures'.
-        pictures: as of ``MeasuredRun``.
+        pictures, recipe: as of ``MeasuredCaches``.
     """
 
     sha256: str
     size_bytes: int | None
     input_size: str
     pictures: str
+    recipe: str
 
 
 def inference_rate(measured: MeasuredTimes, teacher: WantedTeacher, *, infers: bool = True) -> InferenceRate | None:
@@ -166,9 +169,9 @@ def inference_rate(measured: MeasuredTimes, teacher: WantedTeacher, *, infers: b
     others = [each for each in ran if each.teacher_input == teacher.input_size and _is_near(each, teacher)]
     found = own or others
 
-    def likeness(each: MeasuredCaches) -> tuple[bool, int]:
+    def likeness(each: MeasuredCaches) -> tuple[bool, bool, int]:
         # Of few rows the time is that of opening the teacher.
-        return each.pictures == pictures, round(math.log2(each.rows))
+        return each.pictures == pictures, each.recipe == teacher.recipe, round(math.log2(each.rows))
 
     best = _most_alike(found, likeness)
     # Where nothing was inferred the data had been prepared, and the teacher tried.
@@ -177,7 +180,8 @@ def inference_rate(measured: MeasuredTimes, teacher: WantedTeacher, *, infers: b
     if not best:
         return InferenceRate(None, beside_s, f"{_count(like_this, 'job')} of other teachers")
     whose = "this teacher" if own else "another teacher of about its size and the same input"
-    basis = f"{best[0].rows:,} rows of {whose} in an earlier job"
+    other = "" if best[0].recipe == teacher.recipe else f" (views {teacher.recipe} were never measured)"
+    basis = f"{best[0].rows:,} rows of {whose} in an earlier job{other}"
     return InferenceRate(median(each.rows / each.seconds for each in best), beside_s, basis)
 
 

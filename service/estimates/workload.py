@@ -6,10 +6,11 @@ from functools import cache
 
 from pydantic import BaseModel, ConfigDict
 
-from service.estimates.measured import MeasuredTimes, pictures_of_plan
+from service.estimates.measured import MeasuredTimes, pictures_of_plan, recipe_of_plan
 from service.estimates.rates import ProcessRate, Rate, Wanted, epoch_rate, process_rate
 from service.estimates.schedule import Load, WaitingRun, expected_ends
 from workers.config.job import Plan, RunSpec
+from workers.methods.papers.base import Preset
 from workers.training.share_out import share_out
 
 
@@ -87,7 +88,8 @@ def workload_of(
         slots: of the engine; None where none has ever led.
         batches: ``batch_numbers`` of the plan, if they are known.
     """
-    runs, pictures = plan.runs(), pictures_of_plan(plan.model_dump(mode="json", include={"dataset", "views"}))
+    runs, document = plan.runs(), plan.model_dump(mode="json", include={"dataset", "views"})
+    pictures = pictures_of_plan(document)
     device = None if slots is None else slots.device_of(plan)
     numbers = batch_numbers(plan) if batches is None else batches
     groups = _groups(plan, runs, 1 if slots is None or device is None else slots.of(device), numbers)
@@ -99,7 +101,7 @@ def workload_of(
         method="",
         batch_size=plan.training.batch_size,
         pictures=pictures,
-        recipe=plan.views.augmentation.recipe,
+        recipe=recipe_of_plan(document),
         device=device,
         trained=rows.trained,
         measured=rows.measured,
@@ -108,10 +110,17 @@ def workload_of(
     )
 
     @cache
-    def rate(student: str, method: str, group: int) -> Rate | None:
-        return epoch_rate(measured, replace(wanted, student=student, method=method, group=group))
+    def rate(student: str, method: str, views: int, group: int) -> Rate | None:
+        return epoch_rate(measured, replace(wanted, student=student, method=method, views=views, group=group))
 
-    found = {run.index: rate(run.student.name, run.method.label, size.get(run.index, later)) for run in runs}
+    @cache
+    def views_of(method: Preset) -> int:
+        return method.expand().views
+
+    found = {
+        run.index: rate(run.student.name, run.method.label, views_of(run.method), size.get(run.index, later))
+        for run in runs
+    }
     unknown = dict.fromkeys(run.student.name for run in runs if found[run.index] is None)
     on = f" on {device}" if device else ""
     missing = [f"no run of {name} on such pictures has ever ended here{on}" for name in unknown]
@@ -142,7 +151,7 @@ def batch_numbers(plan: Plan) -> dict[int, int]:
 def load_of(plan: Plan, workload: Workload) -> Load:
     """Load of a job none of whose runs has begun, its caches being complete. All of it was measured."""
     assert workload.process is not None
-    runs = plan.runs()
+    runs, epochs = plan.runs(), workload.epochs - plan.epochs_before
     batches = batch_numbers(plan)
     return Load(
         id="",
@@ -151,9 +160,7 @@ def load_of(plan: Plan, workload: Workload) -> Load:
         start_s=workload.process.start_s,
         end_s=workload.process.end_s,
         tail_s=workload.process.tail_s,
-        waiting=[
-            WaitingRun(str(run.index), run.index, workload.epochs * workload.epoch[run.index].seconds) for run in runs
-        ],
+        waiting=[WaitingRun(str(run.index), run.index, epochs * workload.epoch[run.index].seconds) for run in runs],
         batches_of=lambda run: batches[run.index],
     )
 

@@ -20,8 +20,8 @@ from service.db.columns import UtcDateTime
 from service.db.connection.connections import LogGone
 from service.db.database import Database, DatabaseDiskError
 from service.db.engine_queries import EngineQueries
+from service.db.lease import AHEAD_MAX_S, ENGINE_ROW, Lease
 from service.db.models import EngineRecord, Json, utc_now
-from service.db.scheduling.lease import AHEAD_MAX_S, ENGINE_ROW, Lease
 from service.errors import LeaseLost
 from service.gpus import gpu_reason
 from service.operations import disk

@@ -30,6 +30,7 @@ STATES: Mapping[str, tuple[str, str]] = {
 }
 _UNAUTHORIZED = 401
 T = TypeVar("T")
+Fact = Callable[[str, str | Callable[[], object]], None]
 
 
 def set_props(element: ui.element, **props: object) -> None:
@@ -57,6 +58,15 @@ def notify_problem(problem: ApiProblem) -> None:
     ui.notify(
         f"{problem.document.get('title', '')}: {fields or problem}", type="negative", multi_line=True, timeout=9000
     )
+
+
+def refuse(place: ui.element, problem: ApiProblem) -> None:
+    """Show a problem of a form in a place of it, until that is cleared; one of a missing or revoked key leads away."""
+    if problem.status == _UNAUTHORIZED:
+        notify_problem(problem)
+        return
+    with place:
+        problem_card(problem)
 
 
 async def attempt(action: Awaitable[Any], done: str = "") -> bool:
@@ -224,11 +234,11 @@ def table(
 
 
 @contextmanager
-def facts() -> Iterator[Callable[[str, str | Callable[[], None]], None]]:
+def facts() -> Iterator[Fact]:
     """List of named facts; call what it yields with a name, and a text or a function that builds the value."""
     with ui.element("dl").classes("facts") as shown:
 
-        def fact(name: str, value: str | Callable[[], None]) -> None:
+        def fact(name: str, value: str | Callable[[], object]) -> None:
             with shown:
                 with ui.element("dt"):
                     ui.label(name)

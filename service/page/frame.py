@@ -36,6 +36,7 @@ SECTIONS = (
     ("/caches", "Caches", "storage"),
     ("/teachers", "Teachers", "school"),
     ("/datasets", "Datasets", "photo_library"),
+    ("/student-files", "Student files", "hub"),
 )
 _THEMES = {"auto": ("dark", "brightness_auto"), "dark": ("light", "dark_mode"), "light": ("auto", "light_mode")}
 _UNAUTHORIZED = 401

@@ -29,6 +29,7 @@ _SEGMENTS = frozenset(
         "logout",
         "new",
         "runs",
+        "student-files",
         "teachers",
         "temperatures",
         "theme",

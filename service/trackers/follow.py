@@ -8,7 +8,7 @@ its own time, after 1, 2, 4, ... 60 seconds; the log says what is wrong and how 
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +61,10 @@ class Follower:
         tries: how long to wait after failures.
         clock: monotonic, in seconds.
         patience: with the tracker; endless by default.
+        only: ids of the jobs that are told, from their first events on, ended or not; none for all jobs.
+
+    Attributes:
+        lacking: jobs and runs that are done, and that the tracker lacks or has in part, with the reason.
     """
 
     def __init__(
@@ -73,18 +77,24 @@ class Follower:
         tries: Schedule = TRIES,
         clock: Callable[[], float] = time.monotonic,
         patience: Patience | None = None,
+        only: Collection[str] = (),
     ) -> None:
         self._client, self._cursor, self._open_sink = client, cursor, open_sink
         self._with_files, self._tries, self._clock = with_files, tries, clock
         self._patience = patience or Patience(cursor)
+        self._only = frozenset(only)
+        # What is told again doubles nothing, and runs may have been added to a job since.
+        for job_id in self._only:
+            cursor.save(job_id, 0)
         self._sink: Sink | None = None
         self._exports: dict[str, JobExport] = {}
+        self.lacking: dict[str, str] = {}
         self._paces: dict[str, _Pace] = {}
 
     def run(self, stop: threading.Event, poll_s: float = POLL_S) -> None:
-        """Follow until ``stop`` is set."""
+        """Follow until ``stop`` is set, or until the tracker has all of the ``only`` jobs, which have ended."""
         failures, has_begun = 0, False
-        while not stop.is_set():
+        while not (stop.is_set() or self.is_done):
             try:
                 self.round()
                 failures, has_begun, wait_s = 0, True, poll_s
@@ -102,7 +112,13 @@ class Follower:
                         failures=failures,
                         next_try_s=round(wait_s, 1),
                     )
-            stop.wait(wait_s)
+            if not self.is_done:
+                stop.wait(wait_s)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to tell: all of the ``only`` jobs are done."""
+        return bool(self._only) and self._only.isdisjoint(self._cursor.open_jobs())
 
     def round(self) -> None:
         """Look for new jobs, and tell what is new of each.
@@ -112,11 +128,15 @@ class Follower:
         """
         self._find_jobs()
         for job_id, seq in self._cursor.open_jobs().items():
+            if self._only and job_id not in self._only:
+                continue
             pace = self._paces.setdefault(job_id, _Pace())
             if self._clock() >= pace.due:
                 self._follow_job(job_id, seq, pace)
 
     def _find_jobs(self) -> None:
+        if self._only:
+            return
         if self._cursor.is_new:
             jobs = list(self._client.jobs())
             ended = [job["id"] for job in jobs if job["state"] in TERMINAL]
@@ -135,6 +155,7 @@ class Follower:
             remedy = f"`retort export` tells it of {job_id} by hand"
             log.error("the tracker is too slow for a job, which is given up", job_id=job_id, seq=seq, remedy=remedy)
             self._cursor.save(job_id, seq, is_done=True)
+            self.lacking[job_id] = remedy
             return
         self._patience.begin(job_id)
         told, event = seq, None
@@ -151,6 +172,7 @@ class Follower:
             self._exports.pop(job_id, None)
             if isinstance(error, ApiProblem) and error.status == _GONE:
                 log.info("a job was deleted before all of it was told", job_id=job_id)
+                self.lacking[job_id] = f"{job_id} is not there: {error}"
                 self._cursor.save(job_id, told, is_done=True)
             else:
                 self._note_failure(job_id, pace, event, error)
@@ -160,6 +182,7 @@ class Follower:
         pace.failures, pace.quiet = 0, 0 if told > seq else pace.quiet + 1
         pace.due = self._clock() + _QUIET.delay_s(pace.quiet)
         if export.is_ended:
+            self.lacking |= export.refused
             del self._exports[job_id], self._paces[job_id]
             log.info("the tracker has a whole job", job_id=job_id, runs=export.runs, refused=len(export.refused))
 

@@ -48,7 +48,8 @@ from tests.support.service_helpers import (
     start_run,
     teacher_row,
 )
-from workers.config.training import AdamW, CosineSchedule, Training
+from workers.config.schedules import CosineSchedule
+from workers.config.training import AdamW, Training
 from workers.data.kinds.digits import DigitsDataset
 from workers.pipeline import train_supervised
 

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from service.cli.processes.supervisor import BackgroundService
+from service.cli.processes.background_service import BackgroundService
 from service.client.client import Client
 from service.client.transport import Document
 from tests.benchmarks.bench import show

@@ -22,9 +22,10 @@ from tests.benchmarks.bench import Options, show, write
 from tests.benchmarks.views import CLASSES, PICTURES, first_pictures, told, write_picture
 from tests.conftest import SHARED
 from workers.config.job import JobSpec, StudentSpec
+from workers.config.schedules import CosineSchedule
 from workers.config.task import Folders
 from workers.config.teacher import Preprocessing, TeacherSpec
-from workers.config.training import CosineSchedule, Sgd, Training
+from workers.config.training import Sgd, Training
 from workers.config.views import CropFlip, Views
 from workers.data.kinds.folder import UNLABELLED, FolderDataset
 from workers.events import ignore, never

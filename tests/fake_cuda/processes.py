@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fake_cuda.build import RUNTIME
+from workers.garbage import collection_paused
 
 _ROOT = Path(__file__).parents[2]
 _TIMEOUT_S = 800
@@ -81,7 +82,9 @@ def main() -> int:
     """``python -m tests.fake_cuda.processes MODULE:FUNCTION ARGUMENTS ANSWER``, as ``FakeCuda.call`` starts it."""
     name, arguments, answer = sys.argv[1:]
     module, _, function = name.partition(":")
-    result = getattr(import_module(module), function)(*json.loads(arguments))
+    with collection_paused():
+        called = getattr(import_module(module), function)
+    result = called(*json.loads(arguments))
     Path(answer).write_text(json.dumps(result))
     return 0
 

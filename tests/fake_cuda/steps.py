@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from tests.benchmarks.epoch import network
 from tests.benchmarks.training import SIDE, write_data
 from tests.fake_cuda.counts import Counts, counting, read_counts
+from workers.config.schedules import OneCycleSchedule
 from workers.config.task import TrainingTask
-from workers.config.training import Adam, Ema, OneCycleSchedule, RmsProp, Sgd, Training
+from workers.config.training import Adam, Ema, RmsProp, Sgd, Training
 from workers.errors import Stopped
 from workers.events import Epoch, ignore
 from workers.methods.catalog import parse_method

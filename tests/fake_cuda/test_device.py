@@ -304,11 +304,6 @@ def _devices() -> dict[str, Any]:
     return {"count": torch.cuda.device_count(), "index": there.device.index, "bus": bus}
 
 
-def test_fake_cuda_has_the_devices_that_are_visible(fake_cuda: FakeCuda) -> None:
-    answer = fake_cuda.call(_devices, FAKE_CUDA_DEVICES="8", CUDA_VISIBLE_DEVICES="1,5,6,7")
-    assert answer == {"count": 4, "index": 2, "bus": 7}
-
-
 def _fill() -> dict[str, Any]:
     free, total = torch.cuda.mem_get_info()
     held = torch.empty(600 << 20, dtype=torch.uint8, device="cuda")
@@ -321,8 +316,23 @@ def _fill() -> dict[str, Any]:
     return {"free": free >> 20, "total": total >> 20, "said": said, **_chosen()}
 
 
-def test_fake_cuda_memory_runs_out(fake_cuda: FakeCuda) -> None:
-    answer = fake_cuda.call(_fill, FAKE_CUDA_MEMORY_MIB="1024")
+def _devices_and_memory() -> dict[str, Any]:
+    return {"devices": _devices(), "memory": _fill()}
+
+
+@pytest.fixture(scope="module")
+def small(fake_cuda: FakeCuda) -> dict[str, Any]:
+    """What a process sees of some of eight devices with a gibibyte each."""
+    settings = {"FAKE_CUDA_DEVICES": "8", "CUDA_VISIBLE_DEVICES": "1,5,6,7", "FAKE_CUDA_MEMORY_MIB": "1024"}
+    return fake_cuda.call(_devices_and_memory, **settings)
+
+
+def test_fake_cuda_has_the_devices_that_are_visible(small: dict[str, Any]) -> None:
+    assert small["devices"] == {"count": 4, "index": 2, "bus": 7}
+
+
+def test_fake_cuda_memory_runs_out(small: dict[str, Any]) -> None:
+    answer = small["memory"]
     assert (answer["free"], answer["total"]) == (1024, 1024)
     assert "CUDA out of memory. Tried to allocate 600.00 MiB" in answer["said"]
     assert (answer["device"], answer["why"]) == ("cuda:0", "CUDA device Fake H200")

@@ -4,15 +4,15 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("store", "workers", "service")
-# Of a layer, its packages from below: each imports those of the lines before its own, and none of its own line. The
-# modules that lie in the layer's folder itself are below all of them.
+# Of a layer, and of its largest packages, what lies in the folder, from below: each sub-package, or module that is
+# named, imports those of the lines before its own, and none of its own line. Modules without a line are below all.
 PACKAGES = {
     "workers": (
         ("methods", "students", "data"),
@@ -31,6 +31,48 @@ PACKAGES = {
         ("doctor", "trackers", "plots"),
         ("cli",),
     ),
+    "workers/data": (
+        ("labelling",),
+        ("decoding",),
+        ("dataset_kind", "webdataset"),
+        ("class_names_option", "files"),
+        ("tabular",),
+        ("kinds", "preparation"),
+    ),
+    "workers/onnx": (
+        ("sandboxing",),
+        ("versions",),
+        ("checks",),
+        ("sessions", "uploads"),
+        ("quantization",),
+    ),
+    "workers/training": (
+        ("feed", "metrics", "checkpoints", "artifacts"),
+        ("optimization",),
+        ("training_feed",),
+        ("evaluation",),
+        ("run",),
+        ("cuda_graphs", "domain", "initial_weights", "not_finite"),
+        ("setting",),
+        ("group", "result"),
+        ("loop",),
+    ),
+    "service/db": (
+        ("connection",),
+        ("database",),
+        ("webhook_outbox", "lease"),
+        ("transitions",),
+        ("keys", "scheduling", "job_posting"),
+        ("event_queries", "run_additions"),
+        ("queries",),
+        ("deletions", "engine_queries"),
+    ),
+    "service/cli": (
+        ("inputs", "administration"),
+        ("job_commands",),
+        ("processes",),
+        ("__init__",),
+    ),
 }
 # package -> the only files that may import it
 HOMES = {
@@ -44,7 +86,6 @@ HOMES = {
         "workers/data/tabular/table_columns.py",
         "workers/data/tabular/table_features.py",
         "workers/teacher/imports/parquet_child.py",
-        "workers/data/tabular/table_paths.py",
     ),
     "matplotlib": ("service/plots/",),
     "pandas": ("service/client/",),
@@ -140,14 +181,18 @@ def source_files() -> list[Path]:
     return [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Every imported module of a file, imports inside functions included, with its line."""
+@cache
+def imports(path: Path) -> list[tuple[str, int]]:
+    """Every imported module of a file, also by name from its package or inside a function, with its line."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            yield node.module, node.lineno
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            modules = [name for name in names if (ROOT / f"{name.replace('.', '/')}.py").is_file()]
+            found += [(name, node.lineno) for name in (node.module, *modules)]
+    return found
 
 
 def test_imports_point_one_way() -> None:
@@ -161,25 +206,26 @@ def test_imports_point_one_way() -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("layer", PACKAGES)
-def test_packages_of_a_layer_import_those_below_them(layer: str) -> None:
-    levels = {package: level for level, packages in enumerate(PACKAGES[layer], 1) for package in packages}
-    folders = {path.name for path in (ROOT / layer).iterdir() if (path / "__init__.py").is_file()}
-    assert folders == levels.keys() - {"pipeline"}
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_those_below_them(package: str) -> None:
+    levels = {part: level for level, parts in enumerate(PACKAGES[package], 1) for part in parts}
+    folder = ROOT / package
+    folders = {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()}
+    assert folders <= levels.keys() <= folders | {path.stem for path in folder.glob("*.py")}
+    prefix = package.replace("/", ".") + "."
 
-    def package_of(module: str) -> str:
-        name = f"{module}.".split(".")[1]
+    def part_of(module: str) -> str:
+        name = module.removeprefix(prefix).split(".")[0]
         return name if name in levels else ""
 
     wrong = []
-    for path in (path for path in source_files() if path.relative_to(ROOT).parts[0] == layer):
-        here = package_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for path in sorted(folder.rglob("*.py")):
+        here = part_of(".".join(path.relative_to(ROOT).with_suffix("").parts))
         for module, line in imports(path):
-            there = package_of(module)
-            if module.split(".")[0] != layer or there == here:
+            if not module.startswith(prefix) or (there := part_of(module)) == here:
                 continue
             if levels.get(there, 0) >= levels.get(here, 0):
-                wrong.append(f"{path.relative_to(ROOT)}:{line} ({here or layer}) imports {module}")
+                wrong.append(f"{path.relative_to(ROOT)}:{line} ({here or package}) imports {module}")
     assert not wrong
 
 

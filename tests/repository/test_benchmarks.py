@@ -1,5 +1,6 @@
 """Benchmarks run, print what they write, and time their calls in turns. No time is judged here."""
 
+import importlib
 import json
 import math
 import re
@@ -38,6 +39,13 @@ def cell(batch: int = 64, **seconds: float) -> Cell:
     """A student's step of 1 s, ``ce`` of 0 s, and the given times; the other methods are skipped."""
     losses = {name: Timing([value] * 3) for name, value in {"ce": 0.0, **seconds}.items()}
     return Cell(100, batch, Timing([1.0] * 3), losses, {name: 99.0 for name in METHODS if name not in losses})
+
+
+def test_benchmarks_import_what_is_there() -> None:
+    modules = [
+        importlib.import_module(f"tests.benchmarks.{path.stem}") for path in (ROOT / "tests/benchmarks").glob("*.py")
+    ]
+    assert len(modules) > 30
 
 
 # --------------------------------------------------------------------------------------------------------------- timing

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from workers.data import dataset_kind as base
 from workers.data.dataset_kind import DatasetKind
 from workers.data.kinds import registry
 from workers.data.kinds.registry import KINDS, built_in_kinds, kind_classes
@@ -23,8 +22,8 @@ def test_a_registered_kind_is_found_everywhere() -> None:
 
 
 def test_every_kind_in_the_folder_is_registered() -> None:
-    folder = Path(base.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "base", "encoded", "registry"}
+    folder = Path(registry.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "encoded", "registry"}
     assert files == {cls.__module__.rpartition(".")[2] for cls in kind_classes()}
 
 

@@ -22,8 +22,9 @@ from tests.support.digits import Digits
 from workers.config.cache import CacheOptions
 from workers.config.draft import PlanDraft
 from workers.config.job import Plan
+from workers.config.schedules import CosineSchedule, StepSchedule
 from workers.config.teacher import Preprocessing
-from workers.config.training import AdamW, CosineSchedule, Sgd, StepSchedule, Training
+from workers.config.training import AdamW, Sgd, Training
 from workers.config.views import CropFlip, ResizedCrop, Views
 from workers.methods.catalog import describe
 

@@ -8,10 +8,10 @@ import pytest
 from tests.repository import reading_paths
 from tests.repository.reading_paths import EVENT, JOB, STEP, Entry, Size, size_of, trace
 
-# Where they stand, lines rounded up; the goals are in the module's output. Lower a bar with the way.
+# Where they stand, lines rounded up; a job is at its goal, see the module's output. Lower a bar with the way.
 BARS = {
-    "job": (JOB, Size(functions=61, files=23, lines=1850, changes_of_file=27)),
-    "step": (STEP, Size(functions=26, files=9, lines=605, changes_of_file=16)),
+    "job": (JOB, Size(functions=62, files=20, lines=1800, changes_of_file=25)),
+    "step": (STEP, Size(functions=26, files=8, lines=600, changes_of_file=14)),
     "event": (EVENT, Size(functions=7, files=5, lines=133, changes_of_file=4)),
 }
 LOWER = """

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from service.db.database import Database
 from service.errors import InvalidSettings
-from service.settings import TEACHER_MAX_BYTES, Settings, unknown_variables
-from workers.onnx.checks.check import LIMITS
+from service.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,12 +63,6 @@ def test_a_database_url_that_is_wrong_is_refused_in_words_without_its_password(u
         Database(url)
     assert "cret" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
-
-
-def test_a_teacher_may_be_as_large_as_the_setting_says_and_the_setting_as_any_file_that_is_read() -> None:
-    assert Settings(teacher_max_bytes=TEACHER_MAX_BYTES).teacher_max_bytes == LIMITS.file_bytes == LIMITS.tensor_bytes
-    with pytest.raises(ValidationError, match=f"teacher_max_bytes\n.*less than or equal to {LIMITS.file_bytes}"):
-        Settings(teacher_max_bytes=LIMITS.file_bytes + 1)
 
 
 def test_no_error_of_the_settings_shows_what_was_given() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from store import CacheReader
 from workers.config.job import JobSpec, StudentSpec
+from workers.config.schedules import CosineSchedule
 from workers.config.task import Folders, TrainingTask
 from workers.config.teacher import Preprocessing, TeacherSpec
-from workers.config.training import AdamW, CosineSchedule, Training
+from workers.config.training import AdamW, Training
 from workers.config.views import CropFlip, Views
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.preparation.prepare import prepare_splits

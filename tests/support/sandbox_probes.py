@@ -2,6 +2,7 @@
 
 import ctypes
 import fcntl
+import mmap
 import os
 import platform
 import resource
@@ -76,6 +77,22 @@ def escapes(given: str, other: str, folder: str) -> dict[str, str]:
         "link to the given file": lambda: os.link(given, Path(folder, "new")),
         "change the given file's mode": lambda: Path(given).chmod(0o777),
         "truncate the given file": lambda: os.truncate(given, 0),
+    }
+    return {name: _outcome(action) for name, action in actions.items()}
+
+
+def fill_a_file(descriptor: int, size: int) -> dict[str, str]:
+    """Fills the pages of an inherited file, and tries to do more with it."""
+    with mmap.mmap(descriptor, size) as memory:
+        memory[:] = bytes([7]) * size
+    actions: dict[str, Callable[[], object]] = {
+        "write": lambda: os.pwrite(descriptor, b"x", 0),
+        "append": lambda: os.pwrite(descriptor, b"x", size),
+        "cut": lambda: os.ftruncate(descriptor, 1),
+        "enlarge": lambda: os.posix_fallocate(descriptor, 0, 2 * size),
+        "let others read it": lambda: os.fchmod(descriptor, 0o777),
+        "lock it": lambda: fcntl.flock(descriptor, fcntl.LOCK_EX),
+        "open it again": lambda: os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR),
     }
     return {name: _outcome(action) for name, action in actions.items()}
 

@@ -243,6 +243,7 @@ def test_a_flipped_bit_is_found_before_any_student_trains(digits: Digits, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("without_onnx")
 def test_a_job_on_a_full_disk_goes_on_with_every_byte_of_room_it_is_given(digits: Digits, tmp_path: Path) -> None:
     job = digits.job("kd", training=ONE_EPOCH)
     (tmp_path / "job.json").write_text(job.model_dump_json())

@@ -26,6 +26,7 @@ from workers.cluster.outcomes import Share, outcome, with_outcome
 from workers.config.task import CachesTask, TrainingTask
 from workers.errors import WorkerError
 from workers.events import Stage
+from workers.garbage import collection_paused
 from workers.logs import RunLog
 from workers.run_files import ARTIFACTS
 
@@ -198,10 +199,11 @@ class CachesActor(Actor):
 
     @with_outcome
     def _build(self, task_json: str, cpus: int, actors: int) -> dict[str, Any]:
-        from workers.teacher.accuracy import measure_teacher
-        from workers.teacher.build_caches import missing_blocks, reserve_caches
-        from workers.teacher.forwards import forwards_needed
-        from workers.teacher.plan_caches import plan_caches
+        with collection_paused():
+            from workers.teacher.accuracy import measure_teacher
+            from workers.teacher.build_caches import missing_blocks, reserve_caches
+            from workers.teacher.forwards import forwards_needed
+            from workers.teacher.plan_caches import plan_caches
 
         task = CachesTask.model_validate_json(task_json)
         job, folders = task.job, task.folders
@@ -245,8 +247,9 @@ class TrainingActor(Actor):
 
     def _work(self, tasks_json: list[str]) -> None:
         try:
-            from workers.training.loop import train_group
-            from workers.training.run_handle import RunHandle
+            with collection_paused():
+                from workers.training.loop import train_group
+                from workers.training.run_handle import RunHandle
 
             tasks = [TrainingTask.model_validate_json(task) for task in tasks_json]
             # Of several processes of one student the first writes.

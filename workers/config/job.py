@@ -221,6 +221,11 @@ class Plan(Spec):
         return Plan.model_construct(**kept | {"training": self.training.of_student(run.student.name)})
 
     @property
+    def epochs_before(self) -> int:
+        """Epochs that its only run has before it begins, where it extends another one; else 0."""
+        return 0 if self.extends is None else self.extends.training.epochs
+
+    @property
     def blocks(self) -> tuple[RunBlock, ...]:
         """Blocks of its runs: its own students, methods and seeds, and what was added."""
         if not (self.students and self.methods):

@@ -41,7 +41,7 @@ def _check_mixed(methods: Iterable[MethodChoice], views: Views) -> None:
             raise InvalidJob(
                 f"method {method.label!r}: its distillation needs the one true class of each picture "
                 f"({' and '.join(readers)}), and views.augmentation has {mixing}, whose pictures have two classes with "
-                f"a share each: leave {mixing} out, or take methods that do without: {_listed(_for_mixed_views())}"
+                f"a share each: leave {mixing} out, or take methods that do without: {', '.join(_for_mixed_views())}"
             )
 
 
@@ -51,7 +51,3 @@ def _of_two_views() -> list[str]:
 
 def _for_mixed_views() -> list[str]:
     return [name for name, cls in PRESETS.items() if name != "custom" and not cls().expand().one_label_readers]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

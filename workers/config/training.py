@@ -1,16 +1,15 @@
 """Training options of a job: optimizer, schedule, batch sizes, precision. Durations are epochs."""
 
-import math
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workers.config.schedules import RESTARTS_MAX, OneCycleSchedule, Phase, Restart, Schedule, StepSchedule
 from workers.config.validation import EarlyStopping, SelectionMetric
-from workers.spec import AtMost, Flag, Fraction, NonNegative, Positive, Spec
+from workers.spec import AtMost, Flag, NonNegative, Positive, Spec
 
 Momentum = Annotated[float, Field(strict=True, ge=0.0, lt=1.0, allow_inf_nan=False)]
-
-MILESTONES_MAX = 100
 
 
 class Sgd(Spec):
@@ -64,58 +63,6 @@ class RmsProp(Spec):
     weight_decay: NonNegative = 0.0
 
 
-class StepSchedule(Spec):
-    """Multiply the learning rate by ``gamma`` when each fraction of the epochs has passed.
-
-    The default is the papers' 150 / 180 / 210 of 240 epochs.
-    """
-
-    kind: Literal["step"] = "step"
-    milestones: Annotated[tuple[Fraction, ...], AtMost(MILESTONES_MAX)] = (0.625, 0.75, 0.875)
-    gamma: Positive = 0.1
-
-    def boundaries(self, epochs: int) -> list[int]:
-        """Epochs after which the rate changes, ascending, of so many in all.
-
-        Rounded down to whole ones, as the papers' 150 / 180 / 210 of 240.
-        """
-        return sorted(math.floor(milestone * epochs + 1e-9) for milestone in self.milestones)
-
-
-class CosineSchedule(Spec):
-    """Half a cosine from the learning rate to ``final`` times it."""
-
-    kind: Literal["cosine"] = "cosine"
-    final: Fraction = 0.0
-
-
-class OneCycleSchedule(Spec):
-    """One cycle (Smith & Topin 2019, arXiv:1708.07120) as ``torch.optim.lr_scheduler.OneCycleLR``, momentum left alone.
-
-    The learning rate rises to the optimizer's, its maximum, and falls far below where it began, step by step.
-
-    Attributes:
-        pct_start: share of the steps in which it rises.
-        anneal: shape of both slopes.
-        div_factor: the maximum is so many times the first rate.
-        final_div_factor: the first rate is so many times the last.
-        three_phase: fall to the first rate as slowly as it rose, and to the last in the steps that remain.
-    """
-
-    kind: Literal["one_cycle"] = "one_cycle"
-    pct_start: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.3
-    anneal: Literal["cos", "linear"] = "cos"
-    div_factor: Annotated[float, Field(strict=True, ge=1.0, allow_inf_nan=False)] = 25.0
-    final_div_factor: Annotated[float, Field(strict=True, ge=1.0, allow_inf_nan=False)] = 1e4
-    three_phase: Flag = False
-
-    @model_validator(mode="after")
-    def _third_phase_is_left(self) -> Self:
-        if self.three_phase and self.pct_start > 0.5:
-            raise ValueError(f"pct_start is {self.pct_start}; with three_phase it must be at most 0.5")
-        return self
-
-
 class Ema(Spec):
     """Exponential moving average of a student's weights, evaluated beside them after each epoch.
 
@@ -162,13 +109,15 @@ class Training(Spec):
         drop_path: rate of stochastic depth (drop path) in the deepest block; None is the network's own.
         keep_checkpoint: keep the last checkpoint of a run that has succeeded, so that it can be extended to more
             epochs; it takes two or three times the weights' bytes.
+        restarts: warm restarts of the learning rate, in the order of their epochs; ``schedule`` is that of the epochs
+            before the first.
     """
 
     epochs: Annotated[int, Field(strict=True, ge=1, le=100_000)] = 240
     batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 64
     eval_batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536)] = 512
     optimizer: Annotated[Sgd | AdamW | Adam | RmsProp, Field(discriminator="kind")] = Sgd()
-    schedule: Annotated[StepSchedule | CosineSchedule | OneCycleSchedule, Field(discriminator="kind")] = StepSchedule()
+    schedule: Schedule = StepSchedule()
     warmup_epochs: NonNegative = 0.0
     label_smoothing: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
@@ -190,6 +139,7 @@ class Training(Spec):
         None, exclude_if=lambda given: given is None
     )
     keep_checkpoint: Flag = Field(False, exclude_if=lambda given: not given)
+    restarts: Annotated[tuple[Restart, ...], AtMost(RESTARTS_MAX)] = Field((), exclude_if=lambda given: not given)
 
     @property
     def selection_metric(self) -> SelectionMetric:
@@ -215,10 +165,30 @@ class Training(Spec):
             return "training.calibrated_output"
         return "training.keep 'best'" if self.keep == "best" else None
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Its epochs as the restarts part them; one without any."""
+        ends = [*(restart.after_epochs for restart in self.restarts), self.epochs]
+        first = Phase(0, ends[0], self.optimizer.lr, self.schedule, warmup_epochs=self.warmup_epochs)
+        later = zip(self.restarts, ends[1:], strict=True)
+        return (first, *(Phase(each.after_epochs, end, each.learning_rate, each.schedule) for each, end in later))
+
+    @model_validator(mode="after")
+    def _restarts_part_the_epochs(self) -> Self:
+        after = [restart.after_epochs for restart in self.restarts]
+        if any(one >= other for one, other in pairwise((0, *after, self.epochs))):
+            raise ValueError(
+                f"restarts are after {after} epochs; each must come after the one before it, and below epochs, "
+                f"{self.epochs}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _warmup_ends(self) -> Self:
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must stay below epochs, {self.epochs}")
+        first = self.phases[0]
+        if self.warmup_epochs >= first.end and self.warmup_epochs > 0:
+            limit = f"the first restart, after {first.end}" if self.restarts else f"epochs, {first.end}"
+            raise ValueError(f"warmup_epochs is {self.warmup_epochs}; it must stay below {limit}")
         return self
 
     @model_validator(mode="after")

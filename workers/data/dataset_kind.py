@@ -207,6 +207,10 @@ class Source:
         """Pictures that have a label, of each split that is there."""
         return {split: self.labelled.get(split, self.samples[split]) for split in self.splits}
 
+    def size_bytes(self, split: "Split") -> int:
+        """Bytes of the files that are read for a split; of a built-in dataset 0."""
+        return sum(path.stat().st_size for path in self._read_for(split))
+
     def key(self) -> str:
         """SHA-256 (64 hex) of the description and of every file's path, size in bytes and modification time.
 

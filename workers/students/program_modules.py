@@ -1,6 +1,7 @@
 """Modules and functions of an uploaded program that do one thing in training and another one in evaluation.
 
-What they draw is of torch's generators, which the training loop seeds for each step (``workers.training.optimization.step_seed``).
+What they draw is of torch's generators, which the training loop seeds for each step
+(``workers.training.optimization.step_seed``).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,10 +1,11 @@
 """Fit of stored weights to a student by names, shapes and dtypes: all, but a head of another size. Light."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from workers.errors import InvalidJob
 from workers.students.safetensors_header import FLOATS
+from workers.texts import some_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 # By name; safetensors' names of dtypes.
@@ -89,7 +90,9 @@ def _refuse_others(own: Shapes, there: Shapes, unlike: Collection[str]) -> None:
     """Raises InvalidJob where names or shapes are others; of a head these may be."""
     missing, unexpected = own.keys() - there.keys(), there.keys() - own.keys()
     mistakes = [
-        f"{_listed(names)} {what}" for names, what in ((missing, "missing"), (unexpected, "unexpected")) if names
+        f"{some_of([*map(repr, sorted(names))], _NAMED)} {what}"
+        for names, what in ((missing, "missing"), (unexpected, "unexpected"))
+        if names
     ]
     mistakes += [
         f"{name!r} is {list(there[name])}, the student's {list(own[name])}" for name in sorted(unlike)[:_NAMED]
@@ -99,9 +102,3 @@ def _refuse_others(own: Shapes, there: Shapes, unlike: Collection[str]) -> None:
             f"these weights are not of this student: {'; '.join(mistakes)}. Take a file of the same architecture and "
             "number of channels; only a classifier head may have another size"
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    found = sorted(names)
-    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f"{', '.join(map(repr, found[:_NAMED]))}{more}"

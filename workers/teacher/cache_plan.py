@@ -6,7 +6,7 @@ Light: the API asks for specifications, the engine keeps plans and makes the tas
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, JsonValue
 
@@ -43,6 +43,12 @@ class EncodingCheck(Spec):
     methods: tuple[MethodChoice, ...]
     epochs: int
     allow_lossy: bool = False
+
+    @classmethod
+    def of(cls, job: JobSpec) -> Self:
+        """The check for the methods of a job that read a teacher's logits."""
+        methods = tuple(method for method in job.all_methods if method.expand().needs_teacher)
+        return cls(methods=methods, epochs=job.training.epochs, allow_lossy=job.cache.allow_lossy)
 
 
 class MemberPlan(Spec):

@@ -98,10 +98,9 @@ def forwards_of_live_teacher(
     """
     methods = {run.index: run.method.expand() for run in job.runs()}
     distilling = {index: method for index, method in methods.items() if method.needs_teacher}
-    # Those of a run that is extended were needed for that one.
-    before = 0 if job.extends is None else job.extends.training.epochs
+    # Epochs of a run that is extended needed them for that one.
     passes = sum(
-        (epochs_of.get(index, job.training.epochs) - before) * method.views * trained
+        (epochs_of.get(index, job.training.epochs) - job.epochs_before) * method.views * trained
         for index, method in distilling.items()
     )
     return passes + len(distilling) * measured

@@ -34,7 +34,7 @@ from workers.config.teacher import TeacherSpec
 from workers.config.views import Augmentation
 from workers.data.preparation.prepared import Dataset, open_prepared
 from workers.errors import Stopped
-from workers.events import Emit, Log, ShouldStop, ignore, never
+from workers.events import Emit, Log, ShouldStop, ignore, never, warn
 from workers.teacher.cached_views import CachedViews
 from workers.teacher.forwards import ForwardCounter
 from workers.teacher.inference_counter import InferenceCounter
@@ -55,8 +55,7 @@ def infer_here(task: InferenceTask, blocks: Sequence[int], emit: Emit, should_st
     """
     teacher = open_teacher(task)
     emit(Log(message=f"inference on {teacher.provider}: {teacher.provider_reason}"))
-    for warning in teacher.warnings:
-        emit(Log(level="warning", message=warning))
+    warn(teacher.warnings, emit)
     infer_with(teacher, task, blocks, emit=emit, should_stop=should_stop)
 
 

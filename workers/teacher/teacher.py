@@ -1,8 +1,8 @@
 """The teacher: an ONNX classifier behind ONNX Runtime, from uint8 pictures to float32 logits.
 
 A teacher's numbers depend on its file, its preprocessing and the picture, not on the batch it came in or the machine:
-whatever makes them do so is refused (``run_preflight``) or switched off (``onnx.session``). What it does not do: draw
-views, write caches, train.
+whatever makes them do so is refused (``run_preflight``) or switched off (``sessions.session``). What it does not do:
+draw views, write caches, train.
 
 Where it runs is decided once, when it is made (``sessions``), and the reason kept as text. A session on CUDA first
 shows that it computes what the CPU does (``cuda_comparison``). The teacher of a job runs in a confined process; one
@@ -56,7 +56,7 @@ class Teacher:
     """An ONNX classifier, ready to run.
 
     Args:
-        path: the ONNX file; checked by ``onnx.check`` again, for it may not have come through the service.
+        path: the ONNX file; checked by ``checks.check`` again, for it may not have come through the service.
         preprocessing: how a picture becomes its input.
         output: name of the output that holds the logits; None takes the only rank-2 one.
         reading: what a client has stated: values of other inputs, and for ``run_preflight`` kind and classes.

@@ -38,6 +38,7 @@ from workers.training.run_handle import Signal
 from workers.training.setting import Setting
 
 _PARITY_PICTURES = 32
+_VERSIONS_OF = ("torch", "torchvision", "zarr", "retort")
 
 
 def leave(run_state: RunState, setting: Setting) -> dict[str, object]:
@@ -98,7 +99,7 @@ def artifacts_folder(attempt: Path) -> Iterator[Path]:
 def _result_of(run_state: RunState, setting: Setting, final: FinalEvaluation) -> dict[str, object]:
     """result.json, without what is known only when its artifacts are made."""
     task, metrics, best_epoch = run_state.task, run_state.metrics, run_state.best_epoch
-    samples, teacher = setting.feed.samples, task.teacher_accuracy
+    samples = setting.feed.samples
     trained_s = sum(samples / (line["images_per_s"] or 1.0) for line in metrics)
     return {
         "student": task.run.student.name,
@@ -122,16 +123,8 @@ def _result_of(run_state: RunState, setting: Setting, final: FinalEvaluation) ->
         "seconds": run_state.seconds,
         "images_per_s": len(metrics) * samples / max(trained_s, 1e-9),
         "caches": _cache_keys(task),
-        "teacher": None
-        if teacher is None
-        else {
-            **{name_of(split, "top1"): top1 for split, top1 in teacher.measured.items()},
-            "views_top1": teacher.views,
-        },
-        "environment": {
-            **run_state.environment,
-            **{name: version(name) for name in ("torch", "torchvision", "zarr", "retort")},
-        },
+        "teacher": _figures_of_teacher(task),
+        "environment": {**run_state.environment, **{name: version(name) for name in _VERSIONS_OF}},
     }
 
 
@@ -157,6 +150,14 @@ def _config_of(run_state: RunState, setting: Setting, final: FinalEvaluation) ->
         values = {each: tensor.cpu().numpy() for each, tensor in run_state.cache_statistics.items()}
         config["cache_statistics"] = record(values)
     return config
+
+
+def _figures_of_teacher(task: TrainingTask) -> dict[str, float | None] | None:
+    """Accuracy of the teacher, under the names of the student's; None where there is no teacher."""
+    teacher = task.teacher_accuracy
+    if teacher is None:
+        return None
+    return {**{name_of(split, "top1"): top1 for split, top1 in teacher.measured.items()}, "views_top1": teacher.views}
 
 
 def _cache_keys(task: TrainingTask) -> dict[str, str | None]:

@@ -31,19 +31,51 @@ from workers.training.feed.batches import (
     NotWanted,
     TrainingBatch,
     ViewBatch,
+    batches_at_once,
     count_steps,
     epoch_order,
     student_preprocessing,
 )
 from workers.training.feed.epoch_tables import EpochTables
 from workers.training.feed.image_loader import Work, nothing
-from workers.training.feed.on_device import TrainingPictures
+from workers.training.feed.on_device import TrainingPictures, room_for_logits
 from workers.training.feed.prefetch import prefetch
-from workers.training.teacher_rows import TeacherRows
 
-# On a CPU a batch takes a third of the time if another was made just before: the network's arithmetic has driven the
-# code that makes it out of the processor's caches. So many are made in a row, in so much memory as float32 inputs.
-_MOST_AT_ONCE, _AT_ONCE_BYTES, _BYTES_OF_A_PIXEL = 8, 8 << 20, 4
+# Where logits come from the disk, it is told so early what will be wanted.
+_BATCHES_AHEAD = 4
+
+
+class TeacherRows:
+    """The teacher's logits and statistics of one view: on the device, or mapped on the host.
+
+    Attributes:
+        names: of the statistics.
+        resident_NC: logits [N, C] of the current view on the device, always at one address; None if they are mapped.
+    """
+
+    def __init__(self, reader: CacheReader, device: torch.device) -> None:
+        self.reader = reader
+        self.names = tuple(reader.statistics(0))
+        self.resident_NC = room_for_logits(reader.spec, device)
+        self._view = -1
+
+    def begin(self, view: int, order_N: NDArray[np.int64]) -> None:
+        """Make ``order_N`` of ``view`` current; on a GPU the view is loaded, and verified, when it changes."""
+        if self.resident_NC is None:
+            self._map = self.reader.row_map(view, order_N)
+        elif view != self._view:
+            self.resident_NC.copy_(torch.from_numpy(self.reader.logits(view)))
+        self._view = view
+
+    def statistics(self, order_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[S, N] in this order, as ``names`` has them."""
+        values = self.reader.statistics(self._view)
+        return np.stack([values[name][order_N] for name in self.names])
+
+    def gather(self, start: int, stop: int) -> Tensor:
+        """Mapped logits [B, C] of positions ``start`` to ``stop`` of the order, on the host."""
+        self._map.prefetch(start, stop + _BATCHES_AHEAD * (stop - start))
+        return torch.from_numpy(self._map.gather(start, stop))
 
 
 class TrainingFeed:
@@ -112,10 +144,8 @@ class TrainingFeed:
         self._some_unlabelled = dataset.has_unlabelled
         self._fetching: Generator[tuple[Tensor, ...], None, None] | None = None
         self.steps = count_steps(self.samples, batch_size, drop_last=drop_last)
-        self.batches_at_once = 1
-        if device.type == "cpu" and not self._pictures.are_views:
-            input_bytes = _BYTES_OF_A_PIXEL * min(batch_size, self.samples) * row_bytes
-            self.batches_at_once = min(max(_AT_ONCE_BYTES // input_bytes, 1), _MOST_AT_ONCE)
+        is_made_here = device.type == "cpu" and not self._pictures.are_views
+        self.batches_at_once = batches_at_once(min(batch_size, self.samples) * row_bytes) if is_made_here else 1
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[TrainingBatch]:
         """Yield the batches of epoch ``epoch`` from step ``first_step`` on, both counted from 0; not normalised."""
@@ -253,17 +283,10 @@ class TrainingFeed:
         def gather(step: int) -> tuple[Tensor, ...]:
             return (*next(pictures), *self._mapped_logits(step))
 
-        def ask() -> None:
-            try:
-                waiting()
-            except BaseException:
-                self._pictures.leave()
-                raise
-
         if self.device.type == "cpu" or (is_resident and not self._mapped_teachers):
             yield from map(gather, steps)
         else:
-            yield from prefetch(gather, steps, self.device, ask)
+            yield from prefetch(gather, steps, self.device, self._pictures.leaving(waiting))
 
     def _stop_fetching(self) -> None:
         if self._fetching is not None:

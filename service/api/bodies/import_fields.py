@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from service.api.bodies.multipart import TEXT_MAX_BYTES
-from service.api.bodies.teacher_fields import parse_field, refusal_of
+from service.api.bodies.teacher_fields import CLASS_FIELDS, parse_field, refusal_of
 from service.db.queries.api_queries import ApiQueries
 from service.errors import InvalidRequest
 from workers.errors import UnknownName
 from workers.teacher.imports.request import ImportOptions
 
 _PLAIN = ("split", "rows", "output_kind", "dtype", "source")
+_FLAGS = ("accept_teacher", "prepare")
 _JSON = ("validation", "class_names", "class_map", "views")
 FIELDS = {
-    **dict.fromkeys((*_PLAIN, *_JSON, "dataset", "encoding", "accept_teacher"), TEXT_MAX_BYTES),
-    "class_names": 1 << 20,
-    "class_map": 256 << 10,
+    **dict.fromkeys((*_PLAIN, *_JSON, "dataset", "encoding", *_FLAGS), TEXT_MAX_BYTES),
+    **CLASS_FIELDS,
 }
 
 
@@ -32,9 +32,10 @@ def options_of(fields: Mapping[str, str], queries: ApiQueries) -> ImportOptions:
     given["dataset"] = _dataset(fields.get("dataset", "").strip(), queries)
     if encoding := fields.get("encoding", "").strip():
         given["encoding"] = parse_field("encoding", encoding) if encoding.startswith("{") else encoding
-    if "accept_teacher" in fields:
-        flag = {"true": True, "false": False}.get(fields["accept_teacher"].strip().lower())
-        given["accept_teacher"] = fields["accept_teacher"] if flag is None else flag
+    for name in _FLAGS:
+        if name in fields:
+            flag = {"true": True, "false": False}.get(fields[name].strip().lower())
+            given[name] = fields[name] if flag is None else flag
     try:
         return ImportOptions.model_validate(given)
     except ValidationError as error:

@@ -64,6 +64,7 @@ async def receive(
     text_fields: Mapping[str, int],
     limit: UploadLimit,
     check_room: Callable[[], None],
+    before_file: Callable[[Mapping[str, str]], None] = lambda _: None,
 ) -> AsyncIterator[Upload]:
     """Receive a multipart/form-data request with a file; it is removed at the end unless it was renamed.
 
@@ -74,6 +75,8 @@ async def receive(
         text_fields: the other fields that may come, with the most bytes of each.
         limit: of both files together.
         check_room: called for every BUFFER_BYTES, in a thread; raises when no more may be written.
+        before_file: called, in a thread, with the text fields that have come before the field ``file``; raises where
+            they are reason enough to refuse it.
 
     Raises:
         MalformedBody: not multipart/form-data, or cut off.
@@ -91,6 +94,7 @@ async def receive(
             boundary,
             text_fields=text_fields,
             limit=limit,
+            before_file=before_file,
         )
         buffer = bytearray()
         async for chunk in request.stream():
@@ -165,6 +169,7 @@ class _Parts:
         *,
         text_fields: Mapping[str, int],
         limit: UploadLimit,
+        before_file: Callable[[Mapping[str, str]], None],
     ) -> None:
         self.texts: dict[str, str] = {}
         self.digest = hashlib.sha256()
@@ -176,6 +181,7 @@ class _Parts:
         self._text_fields = text_fields
         self._received_bytes = 0
         self._limit = limit
+        self._before_file = before_file
         self._seen: set[str] = set()
         self._name = ""
         self._text = bytearray()
@@ -240,6 +246,8 @@ class _Parts:
         if self._name in self._seen:
             raise InvalidRequest(f"the field {self._name!r} comes twice", f"#/{self._name}")
         self._seen.add(self._name)
+        if self._name == FILE_FIELD:
+            self._before_file(self.texts)
         if self._name == DATA_FIELD:
             self.data_path, self._files[DATA_FIELD] = self._open_data()
             self.data_name = _file_name(options.get(b"filename", b""))
@@ -255,7 +263,7 @@ class _Parts:
         self._received_bytes += size
         if self._received_bytes > self._limit.max_bytes:
             both = "the file has" if self.data_path is None else "the files have"
-            raise TooLarge(f"{both} more than the {self._limit.max_bytes} bytes allowed{self._limit.advice(None)}")
+            raise TooLarge(f"{both} more than the {self._limit.max_bytes} bytes allowed{self._limit.advice}")
         piece = memoryview(data)[start:end]
         if self._name == FILE_FIELD:
             self.size_bytes += size

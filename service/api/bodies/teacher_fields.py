@@ -9,6 +9,8 @@ from service.api.bodies.limits import check_depth
 from service.errors import InvalidRequest, MalformedBody
 from workers.config.teacher import TeacherReading
 
+# Of classes, the most bytes of each.
+CLASS_FIELDS = {"class_names": 1 << 20, "class_map": 256 << 10}
 _JSON_FIELDS = ("class_names", "class_map", "input_values")
 
 

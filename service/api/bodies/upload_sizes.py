@@ -1,10 +1,9 @@
 """Sizes of uploaded files: the limit of each kind, and what to do beyond it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.errors import TooLarge
-from service.settings import TEACHER_MAX_BYTES, Settings
+from service.settings import Settings
 
 BUFFER_BYTES = 1 << 20  # handed to a thread at a time
 # Of a body beside its files: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB from
@@ -19,33 +18,34 @@ class UploadLimit:
     Attributes:
         what: may have so many, in words.
         example: name of such a file.
-        advice: to who uploads more, to follow the limit; of the size of the body, None where it is not known yet.
+        advice: to who uploads more, to follow the limit.
     """
 
     max_bytes: int
     what: str
     example: str
-    advice: Callable[[int | None], str]
+    advice: str
 
 
 def teacher_limit(settings: Settings) -> UploadLimit:
     """Limit of an ONNX file with its weights."""
-    limit_bytes = settings.teacher_max_bytes
-    return UploadLimit(
-        limit_bytes, "a teacher with its weights", "teacher.onnx", lambda size: _of_teachers(size, limit_bytes)
+    advice = (
+        " (RETORT_TEACHER_MAX_BYTES): raise it, or convert its weights to float16, or quantise it "
+        "(onnxruntime.quantization), or send its logits alone (POST /v1/caches)"
     )
+    return UploadLimit(settings.teacher_max_bytes, "a teacher with its weights", "teacher.onnx", advice)
 
 
 def logits_limit(settings: Settings) -> UploadLimit:
     """Limit of a file of logits."""
     advice = " (RETORT_LOGITS_MAX_BYTES): raise it, or send float16, top-k, or fewer views"
-    return UploadLimit(settings.logits_max_bytes, "a file of logits", "logits.npz", lambda _: advice)
+    return UploadLimit(settings.logits_max_bytes, "a file of logits", "logits.npz", advice)
 
 
 def student_file_limit(settings: Settings) -> UploadLimit:
     """Limit of a file of a student."""
     advice = " (RETORT_STUDENT_FILE_MAX_BYTES): raise it, or send what holds the student alone, no optimizer's state"
-    return UploadLimit(settings.student_file_max_bytes, "a student's file", "student.safetensors", lambda _: advice)
+    return UploadLimit(settings.student_file_max_bytes, "a student's file", "student.safetensors", advice)
 
 
 def check_announced(size_bytes: int, limit: UploadLimit) -> None:
@@ -55,15 +55,4 @@ def check_announced(size_bytes: int, limit: UploadLimit) -> None:
         size_bytes: of the whole body; it may be as much larger than its files as ``UPLOAD_EXTRA_BYTES``.
     """
     if size_bytes > limit.max_bytes + UPLOAD_EXTRA_BYTES:
-        raise TooLarge(
-            f"the upload has {size_bytes} bytes, {limit.what} may have {limit.max_bytes}{limit.advice(size_bytes)}"
-        )
-
-
-def _of_teachers(size_bytes: int | None, limit_bytes: int) -> str:
-    smaller = "convert its weights to float16, or quantise it (onnxruntime.quantization), and upload that"
-    if size_bytes is not None and size_bytes > TEACHER_MAX_BYTES:
-        return f", and no ONNX file with its weights has 2 GiB or more: {smaller}"
-    if limit_bytes < TEACHER_MAX_BYTES:
-        return f" (RETORT_TEACHER_MAX_BYTES, which may be set up to {TEACHER_MAX_BYTES}): raise it, or {smaller}"
-    return f", as no ONNX file with its weights has 2 GiB or more: {smaller}"
+        raise TooLarge(f"the upload has {size_bytes} bytes, {limit.what} may have {limit.max_bytes}{limit.advice}")

@@ -30,9 +30,9 @@ from service.errors import ForeignOrigin, NoRoom, ServiceError
 from service.page.paths import SESSION_COOKIE, SESSION_KEY, VIEWER_PREFIX, is_page_path
 
 SESSION_AGE_S = 14 * 24 * 3600
-# Of the API, what a browser may ask for with the key of its session: reading, and the upload of a teacher.
+# Of the API, what a browser may ask for with the key of its session: reading, and the upload of files.
 _VIEWED = re.compile(re.escape(VIEWER_PREFIX) + r"(?P<path>/v1/.+)")
-_UPLOAD = re.compile(re.escape(VIEWER_PREFIX) + r"/v1/teachers")
+_UPLOAD = re.compile(re.escape(VIEWER_PREFIX) + r"/v1/(teachers|caches|student-files)")
 # Of WebSocket: policy violation (RFC 6455, 7.4.1).
 _POLICY_VIOLATION = 1008
 

@@ -3,6 +3,8 @@
 An upload is streamed to disk and read in a confined process, and imported in another one (``workers.teacher.imports``).
 """
 
+from collections.abc import Mapping
+
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 
@@ -13,11 +15,12 @@ from service.api.bodies.upload_sizes import logits_limit
 from service.api.dependencies import INSPECTIONS_MAX, Context, Ctx
 from service.api.problems import responses
 from service.api.schemas.caches import Cache, CacheUpload, ImportedCache
+from service.api.unprepared import check_prepared
 from service.api.uploads import receive_in_turn
 from service.errors import InvalidRequest, NotInstalled
 from workers.config.task import Folders
 from workers.teacher.imports.importing import import_in_process
-from workers.teacher.imports.request import ImportTask
+from workers.teacher.imports.request import ImportOptions, ImportTask
 from workers.teacher.imports.uploaded_file import read_upload
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500, 503))
@@ -32,7 +35,7 @@ _IMPORTS = anyio.CapacityLimiter(INSPECTIONS_MAX)
     status_code=201,
     responses={
         200: {"model": ImportedCache, "description": "The same logits were imported before"},
-        **responses(400, 408, 413, 422, 501, 507),
+        **responses(400, 408, 409, 413, 422, 501, 507),
     },
     openapi_extra={
         "requestBody": {
@@ -45,10 +48,24 @@ async def import_cache(request: Request, ctx: Ctx, response: Response) -> Import
     """Logits of a split of a dataset, from anywhere, as the form field `file`; a job names the cache in `caches`.
 
     Every sample needs a row of each view. What a teacher would be refused for (accuracy that chance explains, another
-    order of classes) is refused, unless `accept_teacher` insists. The cache is pinned: nobody can make it anew.
+    order of classes) is refused, unless `accept_teacher` insists. The cache is pinned: nobody can make it anew. Of a
+    large dataset that was not decoded yet 409, at once where the fields come before the file, unless `prepare` insists.
     """
     settings = ctx.settings
-    upload = receive_in_turn(request, ctx, settings.teachers_dir, text_fields=FIELDS, limit=logits_limit(settings))
+
+    def check_early(fields: Mapping[str, str]) -> None:
+        # What has not come yet may say something else.
+        if {"dataset", "split"} <= fields.keys():
+            _checked(fields, ctx)
+
+    upload = receive_in_turn(
+        request,
+        ctx,
+        settings.teachers_dir,
+        text_fields=FIELDS,
+        limit=logits_limit(settings),
+        before_file=check_early,
+    )
     async with upload as received:
         shown, is_new = await anyio.to_thread.run_sync(_import, received, ctx, limiter=_IMPORTS)
     response.status_code = 201 if is_new else 200
@@ -56,11 +73,19 @@ async def import_cache(request: Request, ctx: Ctx, response: Response) -> Import
     return shown
 
 
+def _checked(fields: Mapping[str, str], ctx: Context) -> ImportOptions:
+    """Statements of a client, on a dataset that can be used within this request."""
+    options = options_of(fields, ctx.queries)
+    if not options.prepare:
+        check_prepared(options.dataset, options.decoded_split, ctx.settings)
+    return options
+
+
 def _import(upload: Upload, ctx: Context) -> tuple[ImportedCache, bool]:
     if upload.data is not None:
         raise InvalidRequest("logits are one file: leave the field `data` out", "#/data")
     settings = ctx.settings
-    options = options_of(upload.fields, ctx.queries)
+    options = _checked(upload.fields, ctx)
     with incoming_file(settings.teachers_dir) as (target, _):
         try:
             rows = read_upload(

@@ -41,7 +41,8 @@ def extend_run(
 ) -> Job:
     """A new job of this one run, which has kept its checkpoint; its end is that of a run of all epochs, bit for bit.
 
-    Refused where it would not be: schedules without steps, the best epoch's or averaged weights, early stopping.
+    Refused where it would not be: the best epoch's or averaged weights, early stopping, and schedules without steps,
+    unless a `learning_rate` is stated: the added epochs are then a warm restart, and the run of all epochs has it, too.
     """
     idempotency = None
     if idempotency_key is not None:
@@ -51,7 +52,7 @@ def extend_run(
     if row is None:
         run = ctx.queries.get(RunRecord, run_id)
         job = ctx.queries.get(JobRecord, run.job_id)
-        checked = check_extended(run, job, ctx, epochs=request.epochs, schedule=request.schedule)
+        checked = check_extended(run, job, request, ctx)
         ctx.check_disk()
         row, is_new = ctx.queries.add_job(
             checked.plan,

@@ -3,14 +3,18 @@
 An upload is streamed to disk, inspected and tried in confined processes, then kept.
 """
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
 import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
 
 from service.api.auth import ADMIN, READ, WRITE
 from service.api.bodies.json_bodies import parse_json
-from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload
-from service.api.bodies.teacher_fields import reading_of
+from service.api.bodies.multipart import TEXT_MAX_BYTES, Upload, incoming_file
+from service.api.bodies.teacher_fields import CLASS_FIELDS, reading_of
 from service.api.bodies.upload_files import place, upload_name
 from service.api.bodies.upload_sizes import teacher_limit
 from service.api.dependencies import INSPECTIONS_MAX, PAGE_DEFAULT, After, Context, Ctx, InName, Limit, page
@@ -25,7 +29,7 @@ from service.db.queries.api_queries import digest_of
 from service.errors import InvalidRequest, MalformedBody
 from service.settings import Settings
 from workers.config.published_preprocessing import NAMED
-from workers.config.teacher import Preprocessing, TeacherSpec
+from workers.config.teacher import Preprocessing, TeacherReading, TeacherSpec
 from workers.errors import UnknownName
 from workers.onnx import versions
 from workers.onnx.checks.byte_input import check_bytes, fitted_to_input
@@ -39,8 +43,7 @@ router = APIRouter(prefix="/teachers", tags=["teachers"], responses=responses(40
 
 TEXT_FIELDS = {
     **dict.fromkeys(("name", "preprocessing", "output", "output_kind", "input_values"), TEXT_MAX_BYTES),
-    "class_names": 1 << 20,
-    "class_map": 256 << 10,
+    **CLASS_FIELDS,
 }
 _INSPECTIONS = anyio.CapacityLimiter(INSPECTIONS_MAX)
 
@@ -100,7 +103,8 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
     """An ONNX classifier as the form field `file`, beside `name`, `preprocessing` (JSON), `output` and others.
 
     Weights that lie outside the file come as the field `data`, or with it in one zip or tar archive, and are put into
-    it: what is kept is one file. It must use standard operators only, is checked before it is kept, and run on noise if
+    it: what is kept is one file. Of 2 GiB or more together, which no ONNX file has, a tar archive is kept that the
+    service writes anew. It must use standard operators only, is checked before it is kept, and run on noise if
     ONNX Runtime is there. The same bytes with the same fields, the name apart, give the teacher that is there already.
     `preprocessing` may be a name (`"imagenet"`), timm's `config.json` or Hugging Face's `preprocessor_config.json`: the
     teacher's document shows the fields that it became, and a step that they cannot say is refused by its name.
@@ -119,12 +123,23 @@ async def create_teacher(request: Request, ctx: Ctx, response: Response) -> Teac
 def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     preprocessing = _preprocessing(upload.fields.get("preprocessing"))
     reading = reading_of(upload.fields)
+    with _one_file(upload, ctx) as (path, file):
+        return _keep(path, file, upload.fields, ctx, preprocessing=preprocessing, reading=reading)
+
+
+def _keep(
+    path: Path,
+    file: PackedFile,
+    fields: Mapping[str, str],
+    ctx: Context,
+    *,
+    preprocessing: Preprocessing,
+    reading: TeacherReading,
+) -> tuple[TeacherRecord, bool]:
+    """Look at a teacher's file, and keep it. Raises InvalidTeacher."""
     settings = ctx.settings
-    file = _one_file(upload, ctx)
-    name = upload_name(upload.fields.get("name"), file.sha256)
-    graph = inspect_in_subprocess(
-        upload.path, upload.fields.get("output"), settings.inspect_timeout_s, reading.input_values
-    )
+    name = upload_name(fields.get("name"), file.sha256)
+    graph = inspect_in_subprocess(path, fields.get("output"), settings.inspect_timeout_s, reading.input_values)
     preprocessing = fitted_to_input(preprocessing, graph)
     check_bytes(graph, preprocessing)
     check_names(reading, graph.classes)
@@ -150,25 +165,30 @@ def _register(upload: Upload, ctx: Context) -> tuple[TeacherRecord, bool]:
     )
     spec = _spec(row, settings)
     may_run = versions.is_runtime_installed() and not smoke_test.has_passed(settings.smoke_dir, spec)
-    has_run = may_run and smoke_test.smoke_run(upload.path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
-    kept, is_new = ctx.queries.add_teacher(row, lambda: place(upload.path, spec.path))
+    has_run = may_run and smoke_test.smoke_run(path, graph, preprocessing, timeout_s=settings.inspect_timeout_s)
+    kept, is_new = ctx.queries.add_teacher(row, lambda: place(path, spec.path))
     if has_run:
         smoke_test.remember(settings.smoke_dir, spec)
     return kept, is_new
 
 
-def _one_file(upload: Upload, ctx: Context) -> PackedFile:
-    """Digest and size of what has come, once its weights are in it."""
+@contextmanager
+def _one_file(upload: Upload, ctx: Context) -> Iterator[tuple[Path, PackedFile]]:
+    """Path of the upload as one file, its weights in it, with digest and size; removed unless it was renamed."""
     if upload.data is None and not is_archive(upload.path):
-        return PackedFile(upload.sha256, upload.size_bytes)
-    return pack(
-        upload.path,
-        upload.data,
-        upload.data_name,
-        bytes_max=ctx.settings.teacher_max_bytes,
-        timeout_s=ctx.settings.inspect_timeout_s,
-        check_room=ctx.check_disk,
-    )
+        yield upload.path, PackedFile(upload.sha256, upload.size_bytes)
+        return
+    with incoming_file(ctx.settings.teachers_dir) as (path, _):
+        packed = pack(
+            upload.path,
+            upload.data,
+            upload.data_name,
+            path,
+            bytes_max=ctx.settings.teacher_max_bytes,
+            timeout_s=ctx.settings.inspect_timeout_s,
+            check_room=ctx.check_disk,
+        )
+        yield path, packed
 
 
 def _preprocessing(text: str | None) -> Preprocessing:

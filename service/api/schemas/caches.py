@@ -105,6 +105,10 @@ class CacheUpload(BaseModel):
     accept_teacher: Literal["true", "false"] = Field(
         "false", description="import them although their accuracy or the order of their classes is doubted"
     )
+    prepare: Literal["true", "false"] = Field(
+        "false",
+        description="decode a large dataset within this request, which waits for it; it has to come before the file",
+    )
     source: str = Field("", max_length=1000, description="where they come from, for people")
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 from service.cli import render
 from service.cli.base import BadInput, CommandFailed, parse_json, session
 from service.cli.inputs.cache_sources import CacheSource, FolderCaches, ServiceCaches
-from service.cli.inputs.resources import PANEL, OutputKindName, json_object, names_of
+from service.cli.inputs.resources import PANEL, OutputKindName, is_description, json_object, names_of
 from service.client.transport import Document
 from service.paths import EXPORT_SUFFIXES
 
@@ -178,6 +178,9 @@ def import_cache(
     accept_teacher: Annotated[
         bool, typer.Option("--accept-teacher", help="Import them although their accuracy or class order is doubted.")
     ] = False,
+    prepare: Annotated[
+        bool, typer.Option("--prepare", help="Decode a large dataset within the request, which waits for it.")
+    ] = False,
 ) -> None:
     """Import logits of a split, made anywhere, as a cache that jobs name in "caches".
 
@@ -187,11 +190,10 @@ def import_cache(
     if context.find_object(Path) is not None:
         raise BadInput("an import is checked by the service: leave --data-dir out")
     options = session(context)
-    is_object = dataset.lstrip().startswith("{") or Path(dataset).suffix == ".json"
     with options.client() as client:
         made = client.import_cache(
             file,
-            json_object(dataset, "--dataset") if is_object else dataset,
+            json_object(dataset, "--dataset") if is_description(dataset) else dataset,
             split=split,
             source=source,
             in_order=in_order,
@@ -203,6 +205,7 @@ def import_cache(
             dtype=dtype,
             encoding=parse_json(encoding, "--encoding") if encoding and encoding.startswith("{") else encoding,
             accept_teacher=accept_teacher,
+            prepare=prepare,
         )
     for warning in made["warnings"]:
         render.console(stderr=True).print(f"warning: {warning}")

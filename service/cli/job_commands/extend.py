@@ -21,11 +21,15 @@ def extend(
         str | None,
         typer.Option(metavar="JSON", help='Of all epochs: {"kind": "step", "milestones": [0.5]}; its own by default.'),
     ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Of the added epochs, as a warm restart; --schedule is then theirs alone, of any kind."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the new job to its end.")] = False,
 ) -> None:
     """Let a run that has kept its checkpoint go on to more epochs, as a new job; its end is that of a longer run."""
     options = session(context)
     with options.client() as client:
         stated = None if schedule is None else parse_json(schedule, "--schedule")
-        made = client.extend(id, epochs, schedule=stated)
+        made = client.extend(id, epochs, schedule=stated, learning_rate=learning_rate)
         show_or_watch(options, client, made, watch=watch)

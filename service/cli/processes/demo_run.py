@@ -33,7 +33,8 @@ from service.client.client import Client
 from service.client.errors import ServiceUnreachable
 from service.client.transport import Document
 from service.errors import ServiceError
-from workers.config.training import AdamW, CosineSchedule, Training
+from workers.config.schedules import CosineSchedule
+from workers.config.training import AdamW, Training
 from workers.config.views import CropFlip, Views
 from workers.data.kinds.digits import DigitsDataset
 from workers.data.preparation.holdout_spec import Holdout

@@ -23,6 +23,7 @@ from service.client.client import Client
 from service.client.errors import ClientError
 from service.gpus import STARTING
 from service.paths import local_url
+from workers.garbage import collection_paused
 from workers.texts import printable
 
 if TYPE_CHECKING:
@@ -151,8 +152,9 @@ def api(
     until_stdin_closes: WithParent = False,
 ) -> None:
     """Run the API alone; it takes jobs even while no engine runs."""
-    from service.api import server
-    from service.settings import Settings
+    with collection_paused():
+        from service.api import server
+        from service.settings import Settings
 
     streams.drop_unwritable()
     _print_as_text()
@@ -174,12 +176,13 @@ def engine(
     # Ray reads these when it is imported: workers print lines of JSON, which it is not to add to, nor to summarise.
     os.environ |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_DEDUP_LOGS": "0"}
     _print_as_text()
-    import structlog
+    with collection_paused():
+        import structlog
 
-    from service.engine.process import run_engine
-    from service.errors import RayFailed
-    from service.logs import begin_log
-    from service.settings import Settings
+        from service.engine.process import run_engine
+        from service.errors import RayFailed
+        from service.logs import begin_log
+        from service.settings import Settings
 
     _export(None, None, data_dir, data_root)
     settings = Settings()

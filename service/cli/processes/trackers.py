@@ -87,13 +87,19 @@ def track(
     tracker: Annotated[str, typer.Argument(metavar="TRACKER:TARGET", help="As in RETORT_TRACKERS.")],
     cursor_dir: Annotated[Path, typer.Option(help="Where it is kept how far the tracker is.")],
     project: Project = "retort",
+    job: Annotated[
+        list[str] | None, typer.Option(metavar="JOB_ID", help="Only this one, and end once all of it is told.")
+    ] = None,
     without_files: WithoutFiles = False,
     stall_s: Annotated[float, typer.Option(min=1, help="A tracker that hangs for so long ends this process.")] = 300.0,
     until_stdin_closes: Annotated[
         bool, typer.Option(UNTIL_STDIN_CLOSES, hidden=True, help="End when standard input closes.")
     ] = False,
 ) -> None:
-    """Follow all jobs of a service and tell a tracker of them; RETORT_TRACKERS has `retort serve` start this."""
+    """Follow all jobs of a service and tell a tracker of them; RETORT_TRACKERS has `retort serve` start this.
+
+    With --job only these, ended or not, and end by itself; exit status 1 if the tracker lacks something then.
+    """
     from service.trackers.address import parse_address
 
     address = parse_address(tracker)
@@ -110,7 +116,8 @@ def track(
     os.nice(_NICE)
     # The data directory is nobody else's, whichever process makes it.
     os.umask(0o077)
-    cursor = Cursor(cursor_dir / f"{address.slug}.sqlite3")
+    # Beside that of a process that follows all.
+    cursor = Cursor(cursor_dir / f"{address.slug}{'-jobs' if job else ''}.sqlite3")
     patience = Patience(cursor, stall_s)
     watchdog = Watchdog(patience)
     watchdog.start()
@@ -121,6 +128,10 @@ def track(
             lambda: watchdog.guarded(lambda: quiet(address.open(project, cursor_dir / address.slug))),
             with_files=not without_files,
             patience=patience,
+            only=job or (),
         )
         # Nothing sets it: a signal ends the process, at any moment, and the cursor says from where to go on.
         follower.run(threading.Event())
+        follower.close()
+    if follower.lacking:
+        raise CommandFailed("; ".join(follower.lacking.values()))

@@ -109,9 +109,11 @@ class AsyncJob(AsyncJobSummary, documents.Job):
 class AsyncRun(_Controlled, documents.Run):
     """Run of a job."""
 
-    async def extend(self, epochs: int, *, schedule: Mapping[str, object] | None = None) -> AsyncJob:
+    async def extend(
+        self, epochs: int, *, schedule: Mapping[str, object] | None = None, learning_rate: float | None = None
+    ) -> AsyncJob:
         """Let it go on to so many epochs in all, as another job; it has succeeded and kept its checkpoint."""
-        return await self._routes.extend(self.id, epochs, schedule=schedule)
+        return await self._routes.extend(self.id, epochs, schedule=schedule, learning_rate=learning_rate)
 
     async def refresh(self) -> Self:
         """Get the run again."""

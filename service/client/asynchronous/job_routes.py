@@ -124,6 +124,7 @@ class JobRoutes(Reports):
         epochs: int,
         *,
         schedule: Mapping[str, object] | None = None,
+        learning_rate: float | None = None,
         idempotency_key: str | None = None,
     ) -> AsyncJob:
         """Let a run that has succeeded and kept its checkpoint go on to more epochs, as a new job.
@@ -131,10 +132,12 @@ class JobRoutes(Reports):
         Args:
             run_id: which run.
             epochs: in all, those that it has included.
-            schedule: of all epochs; None is the run's own.
+            schedule: of all epochs, or, with a learning rate, of the added ones; None is the run's own.
+            learning_rate: of the added epochs, as a warm restart; None goes on in the run's schedule.
             idempotency_key: as of ``submit``.
         """
-        body = {"epochs": epochs, **({} if schedule is None else {"schedule": dict(schedule)})}
+        given = {"schedule": schedule and dict(schedule), "learning_rate": learning_rate}
+        body = {"epochs": epochs, **{field: value for field, value in given.items() if value is not None}}
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         path = f"/v1/runs/{path_part(run_id)}/extend"
         return await self._connection.typed("POST", path, self._job, json=body, headers=headers)

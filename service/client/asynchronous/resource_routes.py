@@ -173,6 +173,7 @@ class ResourceRoutes:
         dtype: Literal["float16", "float32"] | None = None,
         encoding: Mapping[str, object] | str | None = None,
         accept_teacher: bool = False,
+        prepare: bool = False,
     ) -> documents.ImportedCache:
         """Import logits from anywhere as a cache, for ``caches`` of a job; the same logits again are the same cache.
 
@@ -188,6 +189,7 @@ class ResourceRoutes:
             validation: of these jobs, if it cuts the split.
             dtype, encoding: of the stored rows.
             accept_teacher: import them although their accuracy or the order of their classes is doubted.
+            prepare: have a large dataset that was not decoded yet decoded within this call.
         """
         as_json = {
             "dataset": None if isinstance(dataset, str) else dataset,
@@ -206,6 +208,7 @@ class ResourceRoutes:
             "output_kind": output_kind,
             "dtype": dtype,
             "accept_teacher": "true" if accept_teacher else None,
+            "prepare": "true" if prepare else None,
         }
         fields |= {field: json.dumps(value) for field, value in as_json.items() if value is not None}
         with path.open("rb") as file:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import Select, case, func, select, update
 
+from service.db.lease import LeaseQueries
 from service.db.models import EventRecord, JobRecord, Json, RunRecord
-from service.db.scheduling.lease import LeaseQueries
 from service.db.states import LIVE, State
 from service.db.transitions import event_rows
 
@@ -85,6 +85,13 @@ class EtaQueries(LeaseQueries):
         )
         with self.database.read() as session:
             return {row.job_id: row.at for row in session.execute(query.group_by(EventRecord.job_id))}
+
+    def ready_caches(self, job_id: str) -> dict[str, datetime]:
+        """Caches that a job has found or made complete, of each of several teachers as well: when, by their keys."""
+        query = select(EventRecord).where(EventRecord.job_id == job_id, EventRecord.run_id == "")
+        with self.database.read() as session:
+            rows = event_rows(session, query.where(EventRecord.type == "cache_ready").order_by(EventRecord.seq))
+        return {row.data["cache"]: row.at for row in rows}
 
     def last_event(self) -> int:
         """Number of the newest event of all; 0 before the first."""

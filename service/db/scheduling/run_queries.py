@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import select, update
 
+from service.db.lease import LeaseQueries
 from service.db.models import ArtifactRecord, Json, RunRecord
 from service.db.scheduling import set_aside
 from service.db.scheduling.backoff import Backoff
-from service.db.scheduling.lease import LeaseQueries
 from service.db.states import State
 from service.db.transitions import add_event, assign, existing, runs_of, transition, works_on
 

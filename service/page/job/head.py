@@ -51,6 +51,9 @@ def _buttons(page: JobPage) -> Callable[[Document], None]:
         "Name, tags, note", icon="edit", on_click=lambda: edit_labels(page.api, page.job["id"], page.refresh)
     )
     edit.props("no-caps outline dense padding='4px 10px'")
+    plan = page.job["plan"]
+    if not plan.get("extends") and not plan.get("evaluate"):
+        ui.link("Add runs", f"/jobs/{page.job['id']}/add-runs").classes("button-link")
     ui.link("This job, but ...", f"/new?job={page.job['id']}").classes("button-link")
     ui.link("Temperatures", f"/temperatures?job={page.job['id']}").classes("button-link")
 

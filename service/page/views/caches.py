@@ -1,12 +1,14 @@
 """Caches: their size and use, what reuse has saved, the teacher's statistics; pin, verify and delete."""
 
 import itertools
+from urllib.parse import urlencode
 
 from nicegui import ui
 
 from service.page.charts import PALETTE, base_options, chart, hide_legend
 from service.page.deletion import ask_and_delete
 from service.page.elements import (
+    Fact,
     attempt,
     column,
     confirm,
@@ -17,7 +19,9 @@ from service.page.elements import (
     state_badge,
     table,
 )
+from service.page.forms.catalog import is_imported
 from service.page.frame import heading, view
+from service.page.paths import viewer_url
 from service.page.texts import count, duration, percent, short_digest
 from service.page.viewer import ApiProblem, Document, ViewerApi, resource
 from service.units import size
@@ -40,11 +44,14 @@ _STATISTICS = {
     "std": "Standard deviation of the logits",
     "confidence": "Confidence (largest probability)",
 }
+_FORMATS = {"npz": "npz", "parquet": "Parquet", "zarr": "Zarr, a zip"}
 
 
 @view("/caches", "Caches")
 async def caches(api: ViewerApi, after: str = "") -> None:
     """Build the list of caches."""
+    with ui.row():
+        ui.link("Import logits from elsewhere", "/caches/import").classes("button-link")
     page = await api.get("/v1/caches", {"limit": PAGE_ROWS, "after": after})
     if not page["data"]:
         empty_state("No teacher's logits are cached yet: a job computes them once.", "Make a job", url="/new")
@@ -74,21 +81,23 @@ def _row(cache: Document) -> Document:
 
 
 @view("/caches/{key}", "Cache")
-async def cache(api: ViewerApi, key: str) -> None:
-    """Build the view of one cache."""
+async def cache(api: ViewerApi, key: str, dataset: str = "") -> None:
+    """Build the view of one cache; ``dataset`` is what its logits were just imported for."""
     shown = await api.get(resource("caches", key))
     spec = shown["spec"] or {}
     heading(f"Cache {short_digest(key)}")
-    with ui.row():
+    with ui.row().classes("items-center"):
         state_badge(shown["state"])
+        if is_imported(shown):
+            url = f"/new?{urlencode({'cache': key, 'dataset': dataset})}"
+            ui.button("New job with it", icon="add_circle", on_click=lambda: ui.navigate.to(url)).props("no-caps")
         _actions(api, shown)
     if shown["problem"]:
         ui.label(str(shown["problem"])).classes("problem")
     with facts() as fact:
         fact("Key", shown["key"])
-        imported = shown["provenance"].get("imported")
-        if imported:
-            fact("Teacher", f"none: imported logits, {imported.get('source') or 'of which nobody said whence'}")
+        if is_imported(shown):
+            _import_facts(fact, shown["provenance"]["imported"])
         else:
             fact("Teacher", short_digest(spec.get("teacher_sha256", "")))
         fact("Dataset split", f"{spec.get('split', '')} ({short_digest(spec.get('dataset_fingerprint', ''))})")
@@ -97,11 +106,30 @@ async def cache(api: ViewerApi, key: str) -> None:
         fact("Stored as", f"{spec.get('encoding')} {spec.get('dtype')}, {size(shown['size_bytes'])}")
         fact("Created", lambda: local_time(shown["created_at"]))
         fact("Last used", lambda: local_time(shown["last_used_at"]))
+        if shown["state"] == "complete":
+            fact("Download", lambda: _downloads(key))
     if shown.get("use"):
         _use(shown["use"])
     if spec.get("dataset_fingerprint"):
         ui.link("Pictures of this split, and its views", f"/datasets/{spec['dataset_fingerprint']}?cache={key}")
     await _statistics(api, key)
+
+
+def _import_facts(fact: Fact, imported: Document) -> None:
+    """Facts of logits that were imported: where they come from, and what was found about them."""
+    fact("Teacher", f"none: imported logits, {imported.get('source') or 'of which nobody said whence'}")
+    fact("Rows matched", {"by_id": "by sample ids", "in_order": "by their order"}.get(imported.get("rows", ""), "–"))
+    fact("Accuracy", f"{percent(imported.get('accuracy'))} of some hundred labelled samples, of the worst view")
+    for name, label in (("accepted", "Accepted"), ("warnings", "Warning")):
+        for text in imported.get(name) or ():
+            fact(label, str(text))
+
+
+def _downloads(key: str) -> None:
+    """Links to the cache as one file in each of the formats of an export."""
+    with ui.element("div").classes("links"):
+        for format, name in _FORMATS.items():
+            ui.link(name, viewer_url(f"/v1/caches/{key}/export?format={format}"))
 
 
 def _actions(api: ViewerApi, shown: Document) -> None:
@@ -128,8 +156,8 @@ def _actions(api: ViewerApi, shown: Document) -> None:
             ui.navigate.reload()
 
     async def delete() -> None:
-        is_imported = "imported" in shown["provenance"]
-        also = "They were imported" if is_imported else "A job that needs these logits runs the teacher again"
+        again = "A job that needs these logits runs the teacher again"
+        also = "They were imported: nothing here can make them anew" if is_imported(shown) else again
         await ask_and_delete(api, path, f"the cache {short_digest(key)}", also=f"{also}.", leads_to="/caches")
 
     ui.button("Verify", icon="fact_check", on_click=verify).props("no-caps outline")

@@ -7,8 +7,8 @@ from nicegui import ui
 from service.page.charts import bars, chart
 from service.page.deletion import ask_and_delete
 from service.page.elements import column, empty_state, facts, local_time, section_heading, table
+from service.page.forms.file_upload import FileUpload
 from service.page.frame import heading, view
-from service.page.paths import viewer_url
 from service.page.texts import count, percent
 from service.page.viewer import ApiProblem, Document, ViewerApi, resource
 from service.units import size
@@ -23,22 +23,6 @@ _COLUMNS = (
     column("smoke_run", "First run"),
     column("created_at", "Uploaded", kind="time"),
 )
-# Sends the chosen file by the browser itself: it never passes through the page's socket.
-_UPLOAD = """
-const file = document.querySelector('#teacher-file').files[0];
-if (!file) return {status: 0, text: 'choose an ONNX file first'};
-const body = new FormData();
-const fields = %s;
-for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);
-body.append('file', file);
-try {
-  const answer = await fetch(%s, {method: 'POST', body});
-  return {status: answer.status, text: await answer.text()};
-} catch (error) {
-  return {status: 0, text: `The upload was cut off (${error.message}): look at the connection and try again`};
-}
-"""
-_UPLOAD_TIMEOUT_S = 3600.0
 
 
 @view("/teachers", "Teachers")
@@ -75,53 +59,32 @@ def _upload_form() -> None:
     section_heading("Upload a teacher")
     with ui.column().classes("form"):
         ui.label("An ONNX classifier: pictures in, logits out.")
-        with ui.element("label").props("for=teacher-file"):
-            ui.label("ONNX file")
-        ui.element("input").props("type=file id=teacher-file accept=.onnx")
+        upload = FileUpload(
+            "teacher-file", "ONNX file", accept=".onnx", path="/v1/teachers", command="retort teachers upload FILE"
+        )
         name = ui.input("Name (the file's by default)").props("maxlength=128")
         mean = ui.input("Mean of each channel (one: grey), for pictures of 0 to 1", value="0.485, 0.456, 0.406")
         std = ui.input("Standard deviation of each channel", value="0.229, 0.224, 0.225")
         side = ui.number("Side that pictures are resized to, in pixels; empty leaves them", min=1, precision=0)
 
-        async def upload() -> None:
+        def fields() -> dict[str, str]:
             try:
                 preprocessing: Document = {"mean": _numbers(mean.value), "std": _numbers(std.value)}
-            except ValueError:
-                ui.notify("Mean and standard deviation are numbers, separated by commas", type="negative")
-                return
+            except ValueError as error:
+                text = f"mean and standard deviation are numbers, separated by commas: {error}"
+                raise ApiProblem(0, {"title": "Nothing was uploaded", "detail": text}) from error
             if len(preprocessing["mean"]) == 1:
                 preprocessing["channels"] = "gray"
             if side.value:
                 preprocessing["size"] = [int(side.value)] * 2
-            fields = json.dumps({"name": name.value, "preprocessing": json.dumps(preprocessing)})
-            button.disable()
-            script = _UPLOAD % (fields, json.dumps(viewer_url("/v1/teachers")))
-            try:
-                answer = await ui.run_javascript(script, timeout=_UPLOAD_TIMEOUT_S)
-            except TimeoutError:
-                answer = {"status": 0, "text": "It took too long: upload it by `retort teachers upload FILE`"}
-            finally:
-                button.enable()
-            _show_upload(answer)
+            return {"name": name.value, "preprocessing": json.dumps(preprocessing)}
 
-        button = ui.button("Upload", icon="upload", on_click=upload).props("no-caps")
+        upload.button(fields, lambda made: ui.navigate.to(f"/teachers/{made['id']}"))
 
 
 def _numbers(text: str) -> list[float]:
     """Numbers of a text that commas separate. Raises ValueError."""
     return [float(part) for part in text.split(",")]
-
-
-def _show_upload(answer: Document) -> None:
-    try:
-        document = json.loads(answer["text"])
-    except ValueError:
-        document = {}
-    if answer["status"] in (200, 201):
-        ui.navigate.to(f"/teachers/{document['id']}")
-        return
-    text = document.get("detail") or document.get("title") or answer["text"][:300]
-    ui.notify(str(text), type="negative", multi_line=True, timeout=15000)
 
 
 @view("/teachers/{teacher_id}", "Teacher")

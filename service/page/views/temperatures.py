@@ -9,8 +9,8 @@ from nicegui import ui
 
 from service.page.charts import Options, base_options, chart, colours_of, line
 from service.page.elements import empty_state, notify_problem, problem_card, section_heading
+from service.page.forms.methods_field import EXPRESSION
 from service.page.frame import view
-from service.page.job_form import EXPRESSION
 from service.page.texts import count, percent
 from service.page.viewer import NOT_FOUND, ApiProblem, Document, ViewerApi, resource
 

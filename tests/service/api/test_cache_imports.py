@@ -9,6 +9,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from service.api import unprepared
 from service.cli import main
 from service.client.client import Client
 from store import CacheReader
@@ -100,6 +101,31 @@ def test_rows_beyond_the_limit_are_refused_by_the_header(tmp_path: Path) -> None
         assert not list(api.settings.teachers_dir.glob(".incoming-*"))
 
 
+def test_an_import_on_a_large_dataset_that_was_not_decoded_is_refused_before_its_file_unless_it_insists(
+    tmp_path: Path, logits: Values, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(unprepared, "_SAMPLES_MAX", 1000)
+    with running_api(make_settings(tmp_path)) as api:
+        # The fields come first: of this file, which is none, nothing is read.
+        detail = problem(post(api, b"no logits", split="train"), 409, "conflict")["detail"]
+        said = """run `retort datasets prepare '{"kind": "digits"}' --split train` where the service runs"""
+        assert (said in detail, "1,442 pictures" in detail) == (True, True), detail
+        detail = problem(post(api, npz(logits=logits), rows="in_order"), 409, "conflict")["detail"]
+        assert "say `prepare` in the upload" in detail
+        assert not (api.settings.datasets_dir / "sources").exists()
+        small = post(api, npz(logits=logits[:200]), dataset=json.dumps({"kind": "digits", "train_per_class": 20}))
+        assert "no sample ids" in problem(small, 422, "invalid-logits")["detail"]
+        made = post(api, npz(logits=logits), split="train", rows="in_order", prepare="true")
+        assert made.status_code == 201, made.text
+        another = json.dumps({"kind": "digits", "train_per_class": 110})
+        folders = ["--data-dir", str(api.settings.data_dir), "--data-root", str(api.settings.data_root)]
+        assert main(["--json", "datasets", "prepare", another, "--split", "train", *folders]) == 0
+        samples = json.loads(capsys.readouterr().out)["splits"]["train"]["samples"]
+        fields = {"dataset": another, "split": "train", "rows": "in_order", "accept_teacher": "true"}
+        answer = post(api, npz(logits=logits[:samples]), **fields)
+        assert (samples > 1000, answer.status_code) == (True, 201), answer.text
+
+
 def body_of(caches: dict[str, str], **changes: object) -> dict[str, Any]:
     plan = {"dataset": DIGITS, "views": {}, "students": ["cnn_s"], "methods": ["kd"], "training": {"epochs": 1}}
     return {**plan, "caches": caches, **changes}
@@ -137,6 +163,7 @@ def test_a_job_names_imported_caches_and_is_refused_where_they_do_not_fit(shared
     assert "leave one of them out" in problem(both, 422, "invalid-request")["detail"]
     job = client.post("/v1/jobs", json=body_of({"train": key})).json()
     assert (job["teacher"], job["teachers"][0]["caches"], job["caches"]) == ("", {"train": key}, {"train": key})
+    assert client.get(f"/v1/caches/{key}").json()["use"]["forwards_run"] == 0
     client.delete(f"/v1/caches/{key}/pin")
     assert job["id"] in client.delete(f"/v1/caches/{key}").json()["detail"]
     added = client.post(f"/v1/jobs/{job['id']}/runs", json={"students": ["cnn_s"], "methods": ["ce"]})

@@ -58,12 +58,32 @@ def test_extend_makes_a_job_of_the_run_with_all_epochs_that_says_what_it_goes_on
     assert f"the run of {job['id']} goes on from {run_id}, which has trained its first 4 epochs" in notes
 
 
+def test_extend_of_any_schedule_from_a_stated_rate_makes_a_job_that_can_be_posted_as_well(shared_api: Api) -> None:
+    cosine = {"kind": "cosine", "final": 0.0}
+    _, run_id = ended(shared_api, training={**TRAINING, "schedule": cosine})
+    answer = extend(shared_api, run_id, {"epochs": 8, "schedule": LATER, "learning_rate": 0.02})
+    assert answer.status_code == 201, answer.text
+    job = answer.json()
+    shared_api.context.job_control.cancel_job(job["id"])
+    restart = {"after_epochs": 4, "learning_rate": 0.02, "schedule": LATER}
+    assert job["plan"]["training"]["schedule"] == cosine
+    assert job["plan"]["training"]["restarts"] == [restart]
+    notes = shared_api.client.get(f"/v1/jobs/{job['id']}/report").json()["notes"]
+    assert f"runs of {job['id']} restart warm after 4 epochs: learning rate 0.02, schedule step" in notes
+    posted = shared_api.post_job(training={**TRAINING, "epochs": 8, "schedule": cosine, "restarts": [restart]})
+    shared_api.context.job_control.cancel_job(posted["id"])
+    assert posted["plan"]["training"] == job["plan"]["training"]
+    # Its own refusal says how to insist.
+    assert "state a `learning_rate`" in extend(shared_api, run_id, {"epochs": 8}).json()["detail"]
+
+
 def test_extend_refuses_what_would_not_be_a_run_of_all_epochs(shared_api: Api) -> None:
     _, run_id = ended(shared_api)
     for body, word in (
         ({"epochs": 4, "schedule": LATER}, "give more than 4"),
         ({"epochs": 8}, "the learning rate of the run has stepped after epochs [2]"),
-        ({"epochs": 8, "schedule": {"kind": "cosine"}}, "step"),
+        ({"epochs": 8, "schedule": {"kind": "cosine"}}, "state a `learning_rate`"),
+        ({"epochs": 8, "schedule": {"kind": "exponential"}}, "cosine"),
         ({}, "epochs"),
     ):
         answer = extend(shared_api, run_id, body)

@@ -1,5 +1,7 @@
 """Uploads of teachers with weights beside the file, and with what a client states of the output and its classes."""
 
+import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import update
 
+from service.api.routes import teachers
 from service.cli import main
 from service.db.models import JobRecord, TeacherRecord
 from service.engine.scheduler import job_spec
@@ -16,6 +19,8 @@ from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, onnx_bytes
 from tests.workers.onnx.test_packing import tarred, zipped
 from workers.onnx import versions
+from workers.onnx.checks.large_file import find_layout
+from workers.onnx.uploads.packing import pack
 
 pytest_plugins = ["tests.support.service_fixtures"]
 GRAY = PREPROCESSING.model_dump_json()
@@ -78,6 +83,31 @@ def test_weights_beside_the_file_are_put_into_it(api: Api) -> None:
         again = api.upload(archive)
         assert (again.status_code, again.json()["id"]) == (200, teacher["id"])
     assert kept(api) == [f"{teacher['sha256']}.onnx"]
+
+
+def test_large_teacher_is_kept_as_one_file_that_is_deleted_with_its_bytes(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the bound of 2 GiB lowered to 1,000 bytes; what is kept, sent again, is the same teacher."""
+    monkeypatch.setattr(teachers, "pack", functools.partial(pack, single_max=1000))
+    model, data = in_two_files()
+    parts = {"file": ("m.onnx", model), "data": ("w.data", data)}
+    made = api.client.post("/v1/teachers", files=parts, data={"preprocessing": GRAY})
+    assert made.status_code == 201, made.text
+    teacher = made.json()
+    path = api.settings.teacher_path(teacher["sha256"])
+    assert kept(api) == [path.name]
+    assert find_layout(path) is not None
+    assert teacher["size_bytes"] == path.stat().st_size
+    assert (teacher["classes"], teacher["sha256"]) == (10, hashlib.sha256(path.read_bytes()).hexdigest())
+    again = api.upload(path.read_bytes())
+    assert (again.status_code, again.json()["id"]) == (200, teacher["id"])
+    other = api.client.post("/v1/teachers", files=parts, data={"preprocessing": GRAY, "output_kind": "logits"}).json()
+    for id, frees_bytes in ((other["id"], 0), (teacher["id"], teacher["size_bytes"])):
+        assert kept(api) == [path.name]
+        assert api.client.get(f"/v1/teachers/{id}/deletion").json()["frees_bytes"] == frees_bytes
+        assert api.client.delete(f"/v1/teachers/{id}").status_code == 204
+    assert kept(api) == []
 
 
 def test_weights_that_do_not_fit_are_refused_and_leave_nothing(api: Api) -> None:

@@ -310,11 +310,13 @@ class Life(RuleBasedStateMachine):
     def add_runs(self, number: int) -> None:
         """A client adds a run, also to what has ended; somebody else may have looked at the job just before."""
         job = self.job(number)
-        seed = len(self.runs_of(job)) + len(Plan.model_validate(job.plan).added)
-        if seed > RUNS_MAX:
+        known = Plan.model_validate(job.plan)
+        if len(self.runs_of(job)) + len(known.added) > RUNS_MAX:
             return
+        # Of a seed that no run has, also none that has been deleted since.
+        seed = 1 + max(seed for block in (known, *known.added) for seed in block.seeds)
         block = RunBlock.model_validate({"students": ["cnn_s"], "methods": ["dkd"], "seeds": [seed]})
-        plan = with_added(Plan.model_validate(job.plan), block)
+        plan = with_added(known, block)
         if job.state is State.CANCELLING:
             with pytest.raises(Conflict):
                 self.api_queries.add_runs(job, plan, None, lambda: None)

@@ -265,7 +265,7 @@ from pathlib import Path
 from service.db.database import Database
 from service.db.deletions.deletion import Deleter
 from service.settings import Settings
-from workers.data import decoded
+from workers.data.preparation import decoded
 settings = Settings(data_dir=Path(sys.argv[1]), data_root=Path(sys.argv[2]))
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -20,11 +20,12 @@ from sqlalchemy.exc import IntegrityError
 from service.db.columns import UtcDateTime
 from service.db.database import Database, upgrade_to_head
 from service.db.deletions.deletion import Deleter
-from service.db.engine_queries import EngineQueries, actor_name
+from service.db.engine_queries import EngineQueries
 from service.db.models import ArtifactRecord, EngineRecord, JobRecord, Json, RunRecord, utc_now
 from service.db.queries.api_queries import ApiQueries
 from service.db.scheduling.job_control import JobControl
 from service.db.states import LIVE, State
+from service.db.transitions import actor_name
 from service.errors import Conflict, LeaseLost, NotFound
 from tests.support.service_helpers import add_job, finish, make_plan, make_settings, start_run, teacher_row
 
@@ -846,7 +847,7 @@ def test_a_lease_whose_heartbeat_is_from_the_future_is_taken_once_it_was_the_sam
 ) -> None:
     """Its holder's clock was ahead, or this one was set back; a holder that is alive beats again meanwhile."""
     clock = SimpleNamespace(now_s=100.0)
-    monkeypatch.setattr("service.db.scheduling.lease.time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr("service.db.lease.time", SimpleNamespace(monotonic=lambda: clock.now_s))
     a, b = EngineQueries(database, "a"), EngineQueries(database, "b")
 
     def beats(ahead_s: float) -> None:

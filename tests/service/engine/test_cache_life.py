@@ -13,6 +13,7 @@ import pytest
 from service.cli import main
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
+from service.db.models import JobRecord
 from service.db.queries.api_queries import ApiQueries
 from service.engine.cache_leases import CacheLeases
 from service.engine.scheduler import Scheduler
@@ -158,6 +159,29 @@ def test_a_new_engine_holds_the_caches_of_all_unfinished_jobs_before_it_starts_a
     engine.tick()
     database.close()
     assert looks == [[True, True], [True, True]]
+
+
+def test_an_engine_holds_the_caches_that_a_queued_job_names_before_it_has_its_turn(tmp_path: Path) -> None:
+    """Imported ones that were unpinned; until it is cancelled."""
+    settings = make_settings(tmp_path)
+    settings.make_folders()
+    upgrade_to_head(settings.database)
+    database = Database(settings.database)
+    queries, api_queries = EngineQueries(database), ApiQueries(database)
+    catalog, key = Catalog(settings.caches_dir), small_cache(settings.caches_dir, 0)
+    looks: list[bool] = []
+    watcher = _Watcher(lambda: looks.append(is_held(catalog, key)))
+    engine = Scheduler(settings, queries, EngineParts(queries))
+    engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
+    add_job(api_queries)
+    [job_id] = queries.newest_queued(9)
+    with database.write() as session:
+        session.get_one(JobRecord, job_id).caches = {"train": key}
+    # It is claimed in the first, and begins in the second.
+    engine.tick()
+    engine.tick()
+    database.close()
+    assert looks == [True]
 
 
 # ------------------------------------------------------------------------------------------------- the real service

@@ -201,6 +201,14 @@ def test_extend_ends_with_the_weights_of_a_run_of_all_epochs(
     assert files[0]["student.safetensors"] == files[1]["student.safetensors"]
     assert len(client.metrics(again["id"])) == 3
     assert client.job(again["job_id"])["teacher_forwards"]["run"] == 0
+    # Once more, by a warm restart, which its bundle tells.
+    restart = ["--epochs", "5", "--learning-rate", "0.02", "--schedule", '{"kind": "cosine"}']
+    assert main(["--url", client.base_url, "--json", "extend", again["id"], *restart, "--watch"]) == 0
+    [restarted] = client.runs(json.loads(capsys.readouterr().out)["job_id"])
+    assert [line["lr"] for line in client.metrics(restarted["id"])][2:4] == pytest.approx([0.003, 0.0107], rel=0.01)
+    assert main(["--url", client.base_url, "--json", "reproduce", restarted["id"]]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["same_weights"], told["differences"]) == (True, [])
 
 
 def test_reproduce_trains_the_same_bits_from_the_bundle_of_a_run(

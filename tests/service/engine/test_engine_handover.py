@@ -56,12 +56,16 @@ def teacher_id(service: Processes, digits: Digits) -> str:
     return uploaded(service, digits)
 
 
-def soon(what: Callable[[], object]) -> None:
-    """Wait until this is so, as long as a busy machine may take for what takes seconds."""
+def soon(what: Callable[[], object], every_s: float = 0.05) -> None:
+    """Wait until this is so, as long as a busy machine may take for what takes seconds.
+
+    Args:
+        every_s: asked the service more often, it would spend a core on its answers.
+    """
     began = time.monotonic()
     while not what():
         assert time.monotonic() - began < 200, "it has not become so"
-        signal.sigtimedwait([], 0.005)
+        signal.sigtimedwait([], every_s)
 
 
 def in_state(client: Client, id: str, state: str) -> Callable[[], bool]:
@@ -125,7 +129,7 @@ def test_a_paused_job_goes_on_from_the_very_step_to_the_same_weights(
     assert where_it_resumed(service, run, 2) == stopped
 
     client.pause(job["id"])
-    soon(lambda: logged(service, run, 2)[-1]["event"] == "attempt paused")
+    soon(lambda: logged(service, run, 2)[-1]["event"] == "attempt paused", every_s=0.005)
     client.resume(job["id"])
     done = client.wait(job["id"])
     assert done["state"] == "succeeded", (done["error"], service.logs())

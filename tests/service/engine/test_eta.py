@@ -13,7 +13,10 @@ from service.db.queries.eta_queries import EtaQueries
 from service.db.states import State
 from service.engine import eta
 from service.engine.eta import EtaKeeper
+from service.engine.job_facts import JobFacts
+from service.estimates import history
 from service.estimates.history import read_measured
+from service.estimates.measured import MeasuredCaches, MeasuredTimes
 from service.estimates.workload import Slots, Workload, workload_of
 from tests.support.service_helpers import Api
 from workers.config.job import Plan
@@ -158,18 +161,70 @@ def test_eta_counts_the_inference_of_a_combination_whose_first_member_alone_is_i
     assert job.teacher is not None
     imported = {**job.teacher, "id": "", "caches": {"train": "a" * 64}}
     for first, second, is_imported in (
-        (imported, imported, True),
-        (imported, job.teacher, False),
-        (job.teacher, imported, False),
+        (imported, imported, [True, True]),
+        (imported, job.teacher, [True, False]),
+        (job.teacher, imported, [False, True]),
     ):
         members = [{**first, "weight": 1.0}, {**second, "weight": 1.0}]
-        facts = eta._JobFacts(Plan.model_validate(job.plan), job.plan, {**first, "members": members})
-        assert facts.is_imported is is_imported
-    assert eta._JobFacts(Plan.model_validate(job.plan), job.plan, imported).is_imported
-    assert not eta._JobFacts(Plan.model_validate(job.plan), job.plan, job.teacher).is_imported
+        facts = JobFacts(Plan.model_validate(job.plan), job.plan, {**first, "members": members})
+        assert facts.is_imported == is_imported
+    assert JobFacts(Plan.model_validate(job.plan), job.plan, imported).is_imported == [True]
+    assert JobFacts(Plan.model_validate(job.plan), job.plan, job.teacher).is_imported == [False]
+
+
+def test_eta_of_several_teachers_takes_each_ones_rate_and_what_the_one_at_work_leaves_to_others(api: Api) -> None:
+    """The first infers 100 rows a second, the second 10; of the first all but the training split is there."""
+    job = api.context.queries.get(JobRecord, api.post_job()["id"])
+    assert job.teacher is not None
+    second = {**job.teacher, "sha256": "b" * 64}
+    members = [{**job.teacher, "weight": 1.0}, {**second, "weight": 1.0}]
+    facts = JobFacts(Plan.model_validate(job.plan), job.plan, {**job.teacher, "members": members})
+    of = {each.sha256: each for each in facts.teachers}
+    caches = [
+        MeasuredCaches(
+            "job",
+            sha256,
+            None,
+            each.input_size,
+            pictures=each.pictures,
+            recipe=each.recipe,
+            rows=1000,
+            seconds=1000 / rate,
+            beside_s=5.0,
+        )
+        for (sha256, each), rate in zip(of.items(), (100.0, 10.0), strict=True)
+    ]
+    measured = MeasuredTimes(caches=caches)
+    facts.count_missing(1000, [], stage="inference", measured=measured, catalog=api.context.catalog)
+    [live], now = EtaQueries(api.context.database).live_jobs(9), utc_now()
+    before = facts.inference_left(live, measured, now, is_coming=False)
+    assert before.rate is not None
+    assert (before.rows, before.rows / (before.rate.rows_per_s or 0)) == pytest.approx((2000, 110.0))
+    at_work = live._replace(stage="inference", inference={"rows_done": 400, "rows_total": 1000, "eta_s": 6.0})
+    left = facts.inference_left(at_work, measured, now, is_coming=False)
+    assert left.later_s == pytest.approx(100.0)
+    # The first one is complete, for 30 s, and the second has told nothing yet.
+    facts.ready_at = now - timedelta(seconds=30)
+    between = at_work._replace(inference={"rows_done": 1000, "rows_total": 1000, "eta_s": 0.0})
+    assert facts.inference_left(between, measured, now, is_coming=False).later_s == pytest.approx(100.0)
+    unknown = facts.inference_left(at_work, MeasuredTimes(caches=caches[:1]), now, is_coming=False)
+    assert unknown.later_s is None
+    assert facts.inference_left(at_work, measured, now, is_coming=True).rows == 0
+
+
+def test_measured_times_of_a_combination_are_those_of_each_teacher() -> None:
+    def ready(split: str, rows: int, seconds: float) -> Json:
+        return {"split": split, "rows_inferred": rows, "seconds": seconds}
+
+    alone = [ready("test", 10, 3.0), ready("train", 100, 1.0)]
+    assert history._by_teacher(alone, 1) == [alone]
+    first, second = ready("train", 100, 1.0), ready("train", 100, 10.0)
+    found = history._by_teacher([ready("test", 0, 0.1), first, second, ready("train", 0, 0.5)], 2)
+    assert found == [[first], [second]]
 
 
 def test_eta_of_jobs_beyond_the_limits_is_cleared(api: Api, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eta, "_WORKLOADS_S", 60.0)  # of all jobs in one look, also on a busy machine
     measured_job(api)
     jobs = [api.post_job(group_size=1)["id"] for _ in range(3)]
     clock.look()

@@ -23,12 +23,12 @@ from service.db.models import EngineRecord, JobRecord, utc_now
 from service.db.queries.api_queries import ApiQueries
 from service.db.scheduling.job_control import JobControl
 from service.db.states import State
-from service.engine.active_jobs import LOST_ATTEMPTS_MAX
+from service.engine.active_jobs import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, LOST_ATTEMPTS_MAX
 from service.engine.attempt_files import list_artifacts
 from service.engine.housekeeping import Housekeeper
 from service.engine.process import _lead
 from service.engine.progress import CacheProgress
-from service.engine.scheduler import ACTIVE_JOBS_EVER_MAX, KEY_ACTIVE_JOBS_MAX, Scheduler
+from service.engine.scheduler import Scheduler
 from service.errors import LeaseLost
 from service.gpus import GpuWatch, gpu_reason
 from service.operations.readiness import EngineParts

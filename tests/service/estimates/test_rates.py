@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 
-from service.estimates.measured import MeasuredCaches, MeasuredRun, measured_of
+from service.estimates.measured import MeasuredCaches, MeasuredRun, measured_of, recipe_of_plan
 from service.estimates.rates import Wanted, WantedTeacher, epoch_rate, inference_rate, process_rate
 
+MIXED = {
+    "views": {
+        "augmentation": {
+            "recipe": "crop_flip",
+            "mixup": {"alpha": 0.2},
+            "second_view": {"color_jitter": {}, "mixup": None},
+        }
+    }
+}
 AT = datetime(2026, 11, 30, tzinfo=UTC)
 # 10 epochs of 1,000 pictures at 1,000 a second, and half a second to evaluate 500 after each.
 RUN = MeasuredRun(
@@ -31,8 +40,10 @@ RUN = MeasuredRun(
 WANTED = Wanted(
     "cnn_s", "kd", 64, "digits", recipe="none", device="cpu", trained=1000, measured=500, group=1, at_once=1.0
 )
-CACHES = MeasuredCaches("job", "a" * 64, 1000, "null", "digits", rows=1000, seconds=4.0, beside_s=6.0)
-TEACHER = WantedTeacher("a" * 64, 1000, "null", "digits")
+CACHES = MeasuredCaches(
+    "job", "a" * 64, 1000, "null", pictures="digits", recipe="none", rows=1000, seconds=4.0, beside_s=6.0
+)
+TEACHER = WantedTeacher("a" * 64, 1000, "null", pictures="digits", recipe="none")
 
 
 def test_epoch_rate_grows_with_what_is_trained_and_what_is_evaluated() -> None:
@@ -60,6 +71,32 @@ def test_epoch_rate_takes_the_most_alike_and_says_what_differs() -> None:
     assert other is not None
     assert other.seconds == pytest.approx(4.5)
     assert other.basis.endswith("(method dkd was never measured)")
+
+
+def test_epoch_rate_of_two_views_takes_twice_the_training_and_mixed_views_are_another_recipe() -> None:
+    two = epoch_rate(measured_of([RUN]), replace(WANTED, views=2))
+    assert two is not None
+    assert two.seconds == pytest.approx(2.5)
+    mixed = replace(RUN, process="p2", recipe=recipe_of_plan(MIXED), images_per_s=500.0, seconds=25.0)
+    measured = measured_of([RUN, mixed])
+    plain, of_mixed = epoch_rate(measured, WANTED), epoch_rate(measured, replace(WANTED, recipe=recipe_of_plan(MIXED)))
+    assert plain is not None
+    assert of_mixed is not None
+    assert (plain.seconds, of_mixed.seconds) == pytest.approx((1.5, 2.5))
+    never = epoch_rate(measured_of([RUN]), replace(WANTED, recipe=recipe_of_plan(MIXED)))
+    assert never is not None
+    assert never.basis.endswith("(augmentation crop_flip with mixup, second views (color_jitter) was never measured)")
+
+
+def test_inference_rate_of_mixed_views_is_that_of_such_views() -> None:
+    mixed = replace(CACHES, recipe=recipe_of_plan(MIXED), seconds=8.0)
+    wanted = replace(TEACHER, recipe=mixed.recipe)
+    rate = inference_rate(measured_of([], [CACHES, mixed]), wanted)
+    assert rate is not None
+    assert rate.rows_per_s == 125.0
+    never = inference_rate(measured_of([], [CACHES]), wanted)
+    assert never is not None
+    assert "views crop_flip with mixup, second views (color_jitter) were never measured" in never.basis
 
 
 def test_process_rate_tells_start_from_the_end_of_the_first_run_and_those_of_others() -> None:

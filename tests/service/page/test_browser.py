@@ -6,20 +6,16 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from playwright.sync_api import TimeoutError
 
-from tests.service.page.visitor import Visitor, visitors
-from tests.support.processes import Processes, given_caches, job_of
+from tests.service.page.conftest import job_that_ends
+from tests.service.page.visitor import Visitor
+from tests.support.processes import Processes, job_of
 
-if TYPE_CHECKING:
-    from tests.support.digits import Digits
-
-pytest_plugins = ["tests.support.service_fixtures"]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH"),
@@ -30,24 +26,31 @@ HOSTILE = "<img src=x onerror=alert(1)> \u202egnp.exe " + "w" * 150
 
 
 @pytest.fixture(scope="module")
-def job(service: Processes, teacher_id: str, digits: "Digits") -> dict[str, Any]:
+def job(service: Processes, teacher_id: str) -> dict[str, Any]:
     """A job of two methods and two seeds that has ended, whose name is hostile."""
-    given_caches(service, digits)
     wanted = {**job_of(teacher_id, "ce", "atkd"), "seeds": [0, 1], "name": HOSTILE, "validation": {"holdout": 0.1}}
-    posted = service.client.submit(wanted)
-    ended = service.client.wait(posted["id"], timeout_s=240)
-    assert ended["state"] == "succeeded", ended["error"]
-    return ended
+    return job_that_ends(service, wanted)
 
 
 @pytest.fixture(scope="module")
-def visitor(service: Processes) -> Iterator[Visitor]:
-    with visitors(service.client.base_url) as open_visitor:
-        yield open_visitor
+def uploads(service: Processes, job: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Views of files that were uploaded, with hostile names."""
+    folder, client = tmp_path_factory.mktemp("uploads"), service.client
+    student, logits = folder / "student.safetensors", folder / "logits.npz"
+    client.download(job["run_ids"][0], student.name, student)
+    client.export_cache(job["caches"]["test"], logits)
+    weights = client.upload_student_file(student, name=HOSTILE[:128])
+    imported = client.import_cache(logits, {"kind": "digits"}, split="test", source=HOSTILE)
+    return {
+        "student-file": f"/student-files/{weights['id']}",
+        "imported": f"/caches/{imported['key']}",
+        "new-weights": f"/new?student_file={weights['id']}",
+        "new-imported": f"/new?cache={imported['key']}",
+    }
 
 
 @pytest.fixture(scope="module")
-def views(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[str, str]:
+def views(service: Processes, job: dict[str, Any], teacher_id: str, uploads: dict[str, str]) -> dict[str, str]:
     """Address of every view, by the name of its screenshot."""
     run = job["run_ids"][-1]
     cache = job["caches"]["train"]
@@ -57,15 +60,20 @@ def views(service: Processes, job: dict[str, Any], teacher_id: str) -> dict[str,
         "jobs-none": "/jobs?q=nothing-is-called-this",
         "new": "/new",
         "job": f"/jobs/{job['id']}",
+        "add-runs": f"/jobs/{job['id']}/add-runs",
         "run": f"/runs/{run}",
+        "extend": f"/runs/{run}/extend",
         "temperatures": f"/temperatures?job={job['id']}",
         "gallery": f"/gallery?run={run}",
         "caches": "/caches",
         "cache": f"/caches/{cache}",
+        "import": "/caches/import",
         "teachers": "/teachers",
         "teacher": f"/teachers/{teacher_id}",
         "datasets": "/datasets",
         "dataset": f"/datasets/{spec['dataset_fingerprint']}?cache={cache}",
+        "student-files": "/student-files",
+        **uploads,
     }
 
 

@@ -1,11 +1,16 @@
-"""Texts of the form of a new job."""
+"""Texts and documents of the forms."""
+
+import shlex
 
 import pytest
 
-from service.page.job_form import seeds_error, seeds_of
-from service.page.job_students import students_of
-from service.page.number_field import number_error
-from service.page.views.new_job import request_like
+from service.page.forms.number_field import number_error, numbers_error, numbers_of
+from service.page.forms.preview import curl_line
+from service.page.forms.seeds_field import seeds_error, seeds_of
+from service.page.forms.students_field import students_of, with_first_weights
+from service.page.views.add_runs import another_seed
+from service.page.views.cache_import import text_fields
+from service.page.views.new_job import described, on_logits, request_like, with_file
 
 
 @pytest.mark.parametrize("text", ["0, 1,2", "0;1; 2,", " 0,1,,2 "])
@@ -57,3 +62,61 @@ def test_request_like_an_extended_job_trains_all_epochs_from_the_start() -> None
     found = request_like({**old, "plan": {**plan, "extends": {"run": "run_1"}}})
     assert found == {**plan, "recipe": "none", "name": "longer", "teacher": "tch_1"}
     assert found == request_like({**old, "plan": plan})
+
+
+def test_numbers_are_separated_by_commas_within_the_bounds_of_each() -> None:
+    schema = {"prefixItems": [{"type": "number"}, {"type": "number", "maximum": 1}], "minItems": 2, "maxItems": 2}
+    assert numbers_of("8, 0.25;") == [8, 0.25]
+    found = [numbers_error(text, schema) for text in ("0.08, 1", "", None, "0.5", "0.5, 2", "half, 1")]
+    assert found[:3] == [None, None, None]
+    assert found[3:5] == ["1 numbers, and it takes 2", "2 has to be at most 1"]
+    assert "'half, 1' is not numbers" in str(found[5])
+    integers = {"items": {"type": "integer"}, "maxItems": 3}
+    assert numbers_error("1, 2.5", integers) == "2.5 is no whole number"
+    assert numbers_error("1, 2, 3, 4", integers) == "4 numbers, and it takes 0 to 3"
+
+
+def test_first_weights_are_set_and_taken_back() -> None:
+    upload = {"upload": "stf_1"}
+    assert with_first_weights("cnn_s", upload) == {"name": "cnn_s", "init": upload}
+    assert with_first_weights({"name": "cnn_s", "init": {"run": "run_1"}}, None) == "cnn_s"
+    program = {"name": "uploaded/stf_2", "program": "0" * 64}
+    assert with_first_weights({**program, "init": upload}, None) == program
+
+
+def test_added_runs_begin_with_all_that_a_job_has_and_a_seed_that_it_has_not() -> None:
+    kd = {"preset": "kd", "temperature": 4.0}
+    added = [{"students": [{"name": "cnn_m"}], "methods": [kd, {"preset": "ce"}], "seeds": [7]}]
+    plan = {"students": [{"name": "cnn_s"}], "methods": [kd], "seeds": [0, 1], "added": added}
+    assert another_seed(plan) == {"students": ["cnn_s", "cnn_m"], "methods": [kd, {"preset": "ce"}], "seeds": [8]}
+
+
+def test_new_job_with_imported_logits_shows_their_views_to_its_students() -> None:
+    augmentation = {"recipe": "crop_flip", "pad": 1}
+    spec = {"split": "train", "augmentation": augmentation, "augmentation_seed": 3, "views": 2}
+    views = {"augmentation": augmentation, "count": 2, "seed": 3}
+    assert on_logits({"key": "k", "spec": spec}) == {"caches": {"train": "k"}, "views": views}
+    # The measured splits are plain pictures, whatever the students learn from.
+    assert on_logits({"key": "k", "spec": {**spec, "split": "test"}}) == {"caches": {"test": "k"}}
+
+
+def test_new_job_with_an_upload_trains_the_program_or_begins_with_the_weights() -> None:
+    job = {"students": ["resnet8", "cnn_s"]}
+    assert with_file(job, {"id": "stf_1", "student": "uploaded/stf_1"}) == ["uploaded/stf_1"]
+    assert with_file(job, {"id": "stf_1", "student": None}) == [
+        {"name": "resnet8", "init": {"upload": "stf_1"}},
+        "cnn_s",
+    ]
+
+
+def test_dataset_of_an_address_is_an_id_or_a_description() -> None:
+    assert described('{"kind": "digits"}') == {"kind": "digits"}
+    assert [described(text) for text in ("ds_1", "7", "{")] == ["ds_1", "7", "{"]
+
+
+def test_fields_of_an_import_are_texts_and_its_command_is_quoted() -> None:
+    fields = text_fields({"split": "test", "dataset": {"kind": "digits"}, "source": "it's mine"})
+    assert fields == {"split": "test", "dataset": '{"kind": "digits"}', "source": "it's mine"}
+    line = curl_line("/v1/caches", "--form-string", f"source={fields['source']}")
+    assert line.startswith('curl "$RETORT_URL/v1/caches" -H "Authorization: Bearer $KEY" --form-string ')
+    assert shlex.split(line)[-1] == "source=it's mine"

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from tests.service.page.visitor import Visitor, visitors
-from tests.support.processes import Processes, given_caches, job_of, running_service, uploaded
+from tests.service.page.conftest import THREE_SEEDS
+from tests.service.page.visitor import CLICKS, Visitor, started
+from tests.support.processes import Processes, job_of
 
 if TYPE_CHECKING:
     from tests.support.digits import Digits
@@ -22,8 +23,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium on the PATH"),
 ]
 
-CLICKS = 5
-ENDED, LIVE = "of three seeds", "of four runs"
+LIVE = "of four runs"
 # It learns nothing: its weight is lost in AdamW's epsilon.
 BAD: dict[str, Any] = {
     "preset": "custom",
@@ -35,28 +35,6 @@ EPOCHS_SHOWN = """() => Math.max(-1, ...[...document.querySelectorAll('.runs-tab
     .map(cell => /^(\\d+) of \\d+/.exec(cell.innerText)).filter(Boolean).map(found => Number(found[1])))"""
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, digits: "Digits") -> Iterator[Processes]:
-    """A service whose machine is said to have four cores, so that a job's runs go on side by side."""
-    with running_service(tmp_path_factory.mktemp("service") / "data", CPUS="4") as processes:
-        given_caches(processes, digits)
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def teacher_id(service: Processes, digits: "Digits") -> str:
-    return uploaded(service, digits)
-
-
-@pytest.fixture(scope="module")
-def ended(service: Processes, teacher_id: str) -> dict[str, Any]:
-    """Job of two methods and three seeds that has succeeded."""
-    posted = service.client.submit({**job_of(teacher_id, "ce", "kd"), "seeds": [0, 1, 2], "name": ENDED})
-    job = service.client.wait(posted["id"], timeout_s=300)
-    assert job["state"] == "succeeded", job["error"]
-    return job
-
-
 @pytest.fixture
 def live(service: Processes, teacher_id: str) -> Iterator[dict[str, Any]]:
     """Job that goes on until it is cancelled, with one run that learns nothing."""
@@ -65,22 +43,6 @@ def live(service: Processes, teacher_id: str) -> Iterator[dict[str, Any]]:
     yield job
     service.client.cancel(job["id"])
     service.client.wait(job["id"], timeout_s=120)
-
-
-@pytest.fixture
-def visitor(service: Processes) -> Iterator[Visitor]:
-    with visitors(service.client.base_url) as open_visitor:
-        yield open_visitor
-
-
-def started(service: Processes, visitor: Visitor) -> dict[str, Any]:
-    """The job to whose view the visitor was led; it is cancelled."""
-    visitor.page.wait_for_url(re.compile("/jobs/job_"))
-    visitor.settle()
-    [job_id] = re.findall(r"job_\w+", visitor.page.url)
-    job = service.client.job(job_id)
-    service.client.cancel(job["id"])
-    return job
 
 
 def write_pictures(digits: "Digits", folder: Path) -> None:
@@ -104,10 +66,9 @@ def test_own_folder_and_teacher_become_a_job(
     visitor.write("Name (the file's", "my own")
     visitor.write("Mean of each channel", ", ".join(map(str, given.mean)))
     visitor.write("Standard deviation", ", ".join(map(str, given.std)))
-    visitor.click("button", "Upload")
-    visitor.click("button", "New job with it")
+    visitor.click("button", "Upload", leads_to="/teachers/tch_")
+    visitor.click("button", "New job with it", leads_to="/new")
     visitor.write("Path", "pictures")
-    visitor.click("button", "Start the job")
     job = started(service, visitor)
     assert job["plan"]["dataset"]["path"] == "pictures"
     assert visitor.clicks <= CLICKS
@@ -120,9 +81,8 @@ def test_a_new_temperature_is_tried_and_becomes_a_job(
     visitor.open("/temperatures")
     visitor.write("Expression", "clip(sharpness / 2, 1, 9)")
     visitor.page.get_by_text("T from").wait_for()
-    visitor.click("button", "Use it in a job")
+    visitor.click("button", "Use it in a job", leads_to="/new")
     visitor.write("Name", "my temperature")
-    visitor.click("button", "Start the job")
     job = started(service, visitor)
     assert job["name"] == "my temperature"
     assert job["plan"]["methods"][-1]["terms"][0]["policy"]["temperature"] == "clip(sharpness / 2, 1, 9)"
@@ -132,7 +92,7 @@ def test_a_new_temperature_is_tried_and_becomes_a_job(
 
 def test_methods_are_compared_from_the_list(ended: dict[str, Any], visitor: Visitor) -> None:
     visitor.open("/jobs")
-    visitor.click("link", ENDED)
+    visitor.click("link", THREE_SEEDS)
     visitor.click("tab", "Results")
     table = visitor.page.locator(".results-table").first
     table.get_by_text("Difference to ce [95 %]").wait_for()
@@ -161,7 +121,7 @@ def test_a_bad_run_is_found_and_stopped_from_the_list(
 
 def test_a_student_is_downloaded(ended: dict[str, Any], visitor: Visitor, tmp_path: Path) -> None:
     visitor.open("/jobs")
-    visitor.click("link", ENDED)
+    visitor.click("link", THREE_SEEDS)
     visitor.click("tab", "Runs")
     visitor.click("link", re.compile(r"kd"), within=visitor.page.locator(".runs-table"))
     visitor.click("tab", "Files")
@@ -197,7 +157,6 @@ def test_a_run_is_deleted_after_a_question_that_says_what_it_frees(
     visitor.click("button", "Delete")
     question = visitor.page.get_by_role("alertdialog")
     assert re.search(r"This frees \d", question.inner_text())
-    visitor.click("button", "Delete", within=question)
-    visitor.page.wait_for_url(re.compile(f"/jobs/{ended['id']}"))
+    visitor.click("button", "Delete", within=question, leads_to=f"/jobs/{ended['id']}")
     assert service.client.job(ended["id"])["run_ids"] == others
     assert not visitor.faults()

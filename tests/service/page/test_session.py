@@ -109,13 +109,14 @@ def test_log_in_leads_to_no_other_host(page: PageService, given: str) -> None:
     assert not location.startswith(("//", "/\\"))
 
 
-def test_session_reads_the_api_and_uploads_teachers_but_changes_nothing_else(page: PageService) -> None:
+def test_session_reads_the_api_and_uploads_files_but_changes_nothing_else(page: PageService) -> None:
     """A form of another site that a browser would send along with its cookie must not post jobs."""
     with page.client(logged_in=True) as client:
         assert client.get("/viewer/v1/teachers").json()["data"] == []
-        # It reaches the route, which wants the file.
-        assert client.post("/viewer/v1/teachers", files={"x": b""}).status_code in (400, 422)
-        for path in ("/viewer/v1/jobs", "/viewer/v1/gc"):
+        for kind in ("teachers", "caches", "student-files"):
+            # It reaches the route, which wants the file.
+            assert client.post(f"/viewer/v1/{kind}", files={"x": b""}).status_code in (400, 422)
+        for path in ("/viewer/v1/jobs", "/viewer/v1/gc", "/viewer/v1/caches/x/pin"):
             assert client.post(path, json={}).status_code in (404, 405)
         assert client.delete("/viewer/v1/jobs/job_x").status_code in (404, 405)
         # The cookie is no key for the API's own paths.

@@ -4,12 +4,14 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import ConsoleMessage, Locator, Page, Request, sync_playwright
 
-Role = Literal["button", "link", "tab", "option", "combobox"]
+from tests.support.processes import Processes
+
+Role = Literal["button", "link", "tab", "option", "combobox", "checkbox"]
 CHROMIUM = "/usr/bin/chromium"
 # It looks for nobody outside of this machine, and needs neither a sandbox of its own nor a GPU.
 ARGUMENTS = (
@@ -21,7 +23,10 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-TIMEOUT_MS = 60_000
+# An upload may be tried in a process that loads torch, on a machine that others load.
+TIMEOUT_MS = 120_000
+# That a newcomer's task may take.
+CLICKS = 5
 _SETTLED = """() => window.socket?.connected
     && [...document.querySelectorAll('.chart')].every(chart => !chart.checkVisibility() || chart.querySelector('svg'))
     && [...document.images].every(image => image.complete || image.loading === 'lazy')"""
@@ -29,6 +34,12 @@ _SETTLED = """() => window.socket?.connected
 _WIDEST = """() => [...document.querySelectorAll('body *')]
     .filter(element => element.getBoundingClientRect().right > window.innerWidth + 1)
     .slice(0, 3).map(element => element.outerHTML.slice(0, 120))"""
+# Pattern of the address that a link of another path leads to: the view may put its settings into the query at once.
+# Empty of a file that it downloads, and of a link within a view.
+_LEADS_TO = """link => {
+    const path = new URL(link.href).pathname;
+    return path.startsWith('/viewer/') || path === location.pathname ? '' : `^${location.origin}${path}([?#]|$)`;
+}"""
 
 
 class Visitor:
@@ -61,10 +72,30 @@ class Visitor:
         self.page.locator(".page-heading").first.wait_for()
         self.page.wait_for_function(_SETTLED)
 
-    def click(self, role: Role, name: str | re.Pattern[str], *, within: Locator | None = None) -> None:
-        """Press an element of a role by its name."""
+    def click(
+        self, role: Role, name: str | re.Pattern[str], *, within: Locator | None = None, leads_to: str = ""
+    ) -> None:
+        """Press an element of a role by its name, and wait for the view that a link names, or that is said here.
+
+        What a button leads to comes later, by the socket: until then the view that is left answers to labels, too.
+
+        Args:
+            leads_to: pattern of the address of the view that a button leads to.
+        """
         self.clicks += 1
-        (within or self.page).get_by_role(role, name=name).first.click()
+        pressed = (within or self.page).get_by_role(role, name=name).first
+        if role == "link":
+            leads_to = pressed.evaluate(_LEADS_TO)
+        pressed.click()
+        if leads_to:
+            self.page.wait_for_url(re.compile(leads_to))
+            self.settle()
+
+    def choose(self, label: str, option: str) -> None:
+        """Open a choice and press an option."""
+        self.clicks += 2
+        self.page.get_by_role("combobox", name=label, exact=True).first.click()
+        self.page.get_by_role("option", name=option, exact=True).click()
 
     def choose_file(self, label: str, path: Path) -> None:
         """Press what chooses a file, and choose this one."""
@@ -108,3 +139,12 @@ def visitors(base_url: str) -> Iterator[Visitor]:
         page = browser.new_context(locale="en-GB", timezone_id="Europe/Berlin").new_page()
         yield Visitor(page, base_url)
         browser.close()
+
+
+def started(service: Processes, visitor: Visitor, button: str = "Start the job") -> dict[str, Any]:
+    """The job that a form starts, to whose view the visitor is led; it is cancelled."""
+    visitor.click("button", button, leads_to="/jobs/job_")
+    [job_id] = re.findall(r"job_\w+", visitor.page.url)
+    job: dict[str, Any] = service.client.job(job_id)
+    service.client.cancel(job_id)
+    return job

@@ -94,6 +94,31 @@ def test_follower_leaves_jobs_out_that_had_ended_before_it_began(api: Api, track
     assert set(RecordingSink.runs) == set(during.run_ids)
 
 
+def test_follower_of_one_job_tells_all_of_it_through_an_outage_and_ends_by_itself(api: Api, tmp_path: Path) -> None:
+    """It has ended, and begins where it began, whatever the cursor says; other jobs are not told."""
+    work, other = Work(api), Work(api)
+    work.finish()
+    cursor = Cursor(tmp_path / "cursor.sqlite3")
+    cursor.begin([work.job_id, other.job_id])
+    RecordingSink.fails += ["log_metrics", "flush"]
+    with Client(api.url) as client:
+
+        def follow(job_id: str) -> Follower:
+            sink = RecordingSink("here", "retort", Path("nowhere"))
+            quick = Schedule(base_s=0.001, factor=1.0, cap_s=0.001)
+            made = Follower(client, cursor, lambda: sink, tries=quick, only=[job_id])
+            made.run(threading.Event(), poll_s=0.001)
+            return made
+
+        assert follow(work.job_id).lacking == {}
+        assert [RecordingSink.runs[id].state for id in work.run_ids] == ["succeeded", "succeeded"]
+        assert set(RecordingSink.runs) == set(work.run_ids)
+        assert RecordingSink.fails == []
+        gone = "job_" + "0" * 26
+        assert "is not there" in follow(gone).lacking[gone]
+    cursor.close()
+
+
 def test_follower_that_is_killed_before_its_cursor_moved_tells_again_and_doubles_nothing(
     api: Api, tracking: Tracking
 ) -> None:
@@ -240,3 +265,24 @@ def test_track_process_of_a_tracker_that_hangs_ends_and_says_so(api: Api, tmp_pa
     assert "the tracker hangs" in done.stdout
     # Nobody else has noticed.
     work.epoch(0, 2)
+
+
+TELLING = HANGING.replace(
+    "start(self, run):\n        time.sleep(600)", "end(self, run, state, at):\n        print(run.id, state)"
+)
+
+
+def test_track_process_of_one_job_that_has_ended_ends_by_itself(api: Api, tmp_path: Path) -> None:
+    work = Work(api)
+    work.finish()
+    line = [sys.executable, "-c", TELLING, "--url", api.url, "track", "hanging:here"]
+    for job_id, status, said in ((work.job_id, 0, f"{work.run_ids[1]} succeeded"), ("job_" + "0" * 26, 1, "not there")):
+        done = subprocess.run(
+            [*line, "--cursor-dir", str(tmp_path / "cursor"), "--job", job_id],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr

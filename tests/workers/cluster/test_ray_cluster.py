@@ -28,7 +28,7 @@ from workers.cluster.block_queue import ACTOR_DEATHS_MAX, BlockQueue, WorkerLost
 from workers.cluster.deaths import Death
 from workers.cluster.inference_pool import InferenceActor
 from workers.cluster.inference_workers import InferenceWorker, InferenceWorkers
-from workers.cluster.outcomes import Share, TaskOutcome
+from workers.cluster.outcomes import Numbered, Share, TaskOutcome
 from workers.cluster.pool_events import WaitingLog
 from workers.cluster.ray_cluster import Cluster, export_name
 from workers.config.cache import CacheOptions
@@ -91,7 +91,7 @@ def follow(task: Task, seen: Callable[[dict[str, Any]], None] = lambda event: No
             assert numbers == list(range(len(numbers)))
             task.close()
             return outcome
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_same_bytes(
@@ -99,7 +99,7 @@ def test_inference_pool_with_a_killed_actor_commits_every_block_once_and_the_sam
 ) -> None:
     folders, peace = (Folders(data_dir=tmp_path / name, data_root=tmp_path) for name in ("shared", "peace"))
     # Many views, so that there are blocks enough to be in the middle of.
-    views = digits.views.model_copy(update={"count": 40})
+    views = digits.views.model_copy(update={"count": 24})
     training = SMALL.model_copy(update={"device": "cpu"})
     job = digits.job("kd").model_copy(update={"views": views, "training": training})
     told: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -267,62 +267,50 @@ def test_cluster_trains_runs_that_share_their_batches_in_one_process(
         time.sleep(0.05)
 
 
-def test_task_of_a_student_in_two_processes_ends_once_and_vanishes_with_one_of_them(
-    cluster: Cluster, digits: Digits, tmp_path: Path
-) -> None:
-    """Lost while the first one does not notice, as with NCCL, which waits for it: here the first one is stopped."""
+def test_task_of_a_student_in_two_processes_ends_once(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
     training = SMALL.model_copy(update={"actors": 2})
     order = digits.order("kd", tmp_path / "two", training)
     outcome = follow(*cluster.train(new_name(), [order], cpus=1, gpu_share=0.0))
     assert outcome.kind == "done", outcome.message
     assert outcome.value is not None
     assert outcome.value["last"]["top1"] > 0.6
-    while actor_processes("TrainingActor"):
-        time.sleep(0.05)
-
-    endless = digits.order("kd", tmp_path / "lost", training.model_copy(update={"epochs": 500}))
-
-    def stop_the_first_and_kill_the_second(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch" and event["epoch"] == 1:
-            first = trainer_of(endless.folder)
-            [second] = {*actor_processes("TrainingActor")} - {first}
-            os.kill(first, signal.SIGSTOP)
-            os.kill(second, signal.SIGKILL)
-
-    tasks = cluster.train(new_name(), [endless], cpus=1, gpu_share=0.0)
-    lost = follow(*tasks, stop_the_first_and_kill_the_second)
-    assert lost.kind == "vanished"
-    assert "process 2 of the 2 of this student is gone: the process " in (lost.message or "")
-    assert "signal 9 (SIGKILL)" in (lost.message or "")
-    assert not lost.is_node_fault
-    assert (endless.folder / "checkpoint.pt").exists()
-    assert not (endless.folder / "artifacts").exists()
 
 
-def test_cluster_attach_finds_a_run_by_name_whose_events_go_on_and_which_leaves_a_checkpoint(
+def test_cluster_attach_finds_runs_by_name_which_are_paused_stopped_or_killed_one_by_one(
     cluster: Cluster, digits: Digits, tmp_path: Path
 ) -> None:
+    """Three runs of one process: events go on with the numbers that they had, and each end is its own."""
     training = SMALL.model_copy(update={"epochs": 500})
-    name = new_name()
-    [task] = cluster.train(name, [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
+    methods, name = ("kd", "rld", "ce"), new_name()
+    orders = [digits.order(method, tmp_path / method, training) for method in methods]
+    tasks = cluster.train(name, orders, cpus=1, gpu_share=0.0)
     told: list[tuple[int, dict[str, Any]]] = []
     while len(told) < 4:
         # Not acknowledged, so they are told again.
-        told, outcome = task.poll()
+        told, outcome = tasks[0].poll()
         assert outcome is None
         time.sleep(0.02)
-    found = cluster.attach(name, 1, {0: told[2][0]})[0]
-    found.pause()
+    found = cluster.attach(name, 1, {0: told[2][0], 1: 0, 2: 0})
+    assert sorted(found) == [0, 1, 2]
+    found[0].pause()
     numbers, outcome = [], None
     while outcome is None:
-        events, outcome = found.poll()
-        found.acknowledge(events)
+        events, outcome = found[0].poll()
+        found[0].acknowledge(events)
         numbers += [number for number, _ in events]
         time.sleep(0.02)
     assert outcome.kind == "paused", outcome
     assert numbers == list(range(2, len(numbers) + 2))
-    assert (tmp_path / "checkpoint.pt").exists()
-    found.close()
+    assert (tmp_path / "kd/checkpoint.pt").exists()
+
+    found[1].stop()
+    assert follow(found[1]).kind == "stopped"
+    assert not (tmp_path / "rld/artifacts").exists()
+    assert (tmp_path / "rld/checkpoint.pt").exists()
+
+    os.kill(trainer_of(tmp_path / "ce"), signal.SIGKILL)
+    assert follow(found[2]).kind == "vanished"
+    found[0].close()
     assert cluster.attach(new_name(), 1, {0: 0}) == {}
 
 
@@ -333,13 +321,17 @@ def why_inference_waits(gpu_share: float) -> str:
     return message
 
 
-def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
+def test_student_in_two_processes_vanishes_with_one_of_them_and_end_others_gives_back_all_shares(
     cluster: Cluster, digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = SMALL.model_copy(update={"actors": 2, "epochs": 500})
+    """Lost while the first one does not notice, as with NCCL, which waits for it: here the first one is stopped."""
     name = new_name()
-    [task] = cluster.train(name, [digits.order("kd", tmp_path / "two", endless)], cpus=1, gpu_share=0.0)
-    while not task.poll()[0]:
+    order = digits.order("kd", tmp_path / "two", SMALL.model_copy(update={"actors": 2, "epochs": 500}))
+    [task] = cluster.train(name, [order], cpus=1, gpu_share=0.0)
+    told: list[Numbered] = []
+    while not any(event["type"] == "epoch" for _, event in told):
+        told, lost = task.poll()
+        assert lost is None
         time.sleep(0.02)
     monkeypatch.setattr(pool_events, "_WAITING_S", 0.0)
     assert "inference waits for 1 of the 2 CPU cores, of which 0 are free; 1 other processes" in why_inference_waits(0)
@@ -349,7 +341,21 @@ def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
     caches = cluster.build_caches(CachesTask(job=digits.job("kd"), folders=folders))
     while not caches.poll()[0]:
         time.sleep(0.02)
-    os.kill(trainer_of(tmp_path / "two"), signal.SIGKILL)
+
+    first = trainer_of(order.folder)
+    [second] = {*actor_processes("TrainingActor")} - {first}
+    os.kill(first, signal.SIGSTOP)
+    os.kill(second, signal.SIGKILL)
+    while lost is None:
+        _, lost = task.poll()
+        time.sleep(0.02)
+    assert lost.kind == "vanished"
+    assert "process 2 of the 2 of this student is gone: the process " in (lost.message or "")
+    assert "signal 9 (SIGKILL)" in (lost.message or "")
+    assert not lost.is_node_fault
+    assert (order.folder / "checkpoint.pt").exists()
+    assert not (order.folder / "artifacts").exists()
+
     while cluster.attach(name, 2, {0: 0}):
         time.sleep(0.02)
     assert cluster.end_others({}) == 2
@@ -357,55 +363,11 @@ def test_cluster_end_others_ends_unwanted_actors_and_gives_back_their_shares(
     # These want both cores, of which the lost run had one each.
     workers = InferenceWorkers(InferenceActor, 0.0, several=True)
     try:
-        for _ in range(cluster.cpus):
-            workers.start()
-        while not all(worker.is_started for worker in workers.all):
-            time.sleep(0.02)
-    finally:
-        workers.close()
-
-
-def test_task_that_fails_has_its_error(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
-    training = SMALL.model_copy(update={"optimizer": SMALL.optimizer.model_copy(update={"lr": 1e30})})
-    outcome = follow(*cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0))
-    assert outcome.kind == "failed"
-    assert outcome.error_type == "NotFinite"
-    assert "before the update" in (outcome.message or "")
-
-
-def test_task_of_a_run_that_is_stopped_ends_as_stopped(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
-    training = SMALL.model_copy(update={"epochs": 500})
-    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
-
-    def stop_at_the_first_epoch(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch" and event["epoch"] == 1:
-            task.stop()
-
-    assert follow(task, stop_at_the_first_epoch).kind == "stopped"
-    assert not (tmp_path / "artifacts").exists()
-    assert (tmp_path / "checkpoint.pt").exists()
-
-
-def test_task_whose_process_is_killed_has_vanished(cluster: Cluster, digits: Digits, tmp_path: Path) -> None:
-    training = SMALL.model_copy(update={"epochs": 500})
-    [task] = cluster.train(new_name(), [digits.order("kd", tmp_path, training)], cpus=1, gpu_share=0.0)
-
-    def kill_at_the_first_epoch(event: dict[str, Any]) -> None:
-        if event["type"] == "epoch" and event["epoch"] == 1:
-            os.kill(trainer_of(tmp_path), signal.SIGKILL)
-
-    outcome = follow(task, kill_at_the_first_epoch)
-    assert outcome.kind == "vanished"
-
-
-def test_inference_workers_hold_the_cores_that_they_have_and_none_that_they_wait_for(cluster: Cluster) -> None:
-    """Or runs whose turn it is would wait for all inference that was ever asked for."""
-    workers = InferenceWorkers(InferenceActor, 0.0, several=True)
-    try:
         for _ in range(cluster.cpus + 2):
             workers.start()
         while sum(worker.is_started for worker in workers.all) < cluster.cpus:
             time.sleep(0.02)
+        # Not those that they wait for: or runs whose turn it is would wait for all inference that was ever asked for.
         assert workers.shares() == [Share(cpus=1.0, gpu=0.0)] * cluster.cpus
     finally:
         workers.close()

@@ -764,8 +764,8 @@ def test_prepare_that_waits_for_another_process_can_be_stopped(tmp_path: Path, w
 KILLED = """
 import sys, threading
 from pathlib import Path
-from workers.data import prepare as preparation
 from workers.data.kinds.npz import NpzDataset
+from workers.data.preparation import prepare as preparation
 
 calls = []
 def should_stop():

@@ -120,7 +120,8 @@ def test_webdataset_index_is_found_by_the_next_process(
     assert (again, index.read_bytes()) == (first, before)
     assert again.notes
     monkeypatch.undo()
-    code = "import sys; from pathlib import Path; from workers.data.webdataset import tar_index; tar_index.TarReader = None; "
+    code = "import sys; from pathlib import Path; "
+    code += "from workers.data.webdataset import tar_index; tar_index.TarReader = None; "
     code += (
         "from workers.data.preparation.discovery import examine; from workers.data.kinds.webdataset import WebDataset; "
     )

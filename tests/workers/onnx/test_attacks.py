@@ -41,7 +41,7 @@ OVER_HTTP = (
 def check_upload(path: Path) -> None:
     """What an upload goes through until its teacher is run: an archive is made one file, and that is checked."""
     if is_archive(path):
-        pack(path, None, None, bytes_max=64 << 20, timeout_s=60)
+        pack(path, None, None, path, bytes_max=64 << 20, timeout_s=60)
     check_onnx(path)
 
 

@@ -18,9 +18,10 @@ from tests.support import onnx_models
 from workers.errors import InvalidTeacher
 from workers.onnx.checks.check import check_onnx
 from workers.onnx.uploads.packing import is_archive, pack
-from workers.onnx.uploads.packing_child import answer
+from workers.onnx.uploads.packing_child import answer, fill
 
 LIMIT = 1 << 20
+LARGE = 2048  # most bytes of one ONNX file, in place of 2 GiB
 Files = dict[str, bytes]
 Change = Callable[[onnx.ModelProto, dict[str, str]], None]
 
@@ -61,7 +62,9 @@ def tarred(files: Mapping[str, bytes]) -> bytes:
     return made.getvalue()
 
 
-def packed(folder: Path, content: bytes, data: bytes | None = None, name: str | None = None) -> bytes:
+def packed(
+    folder: Path, content: bytes, data: bytes | None = None, name: str | None = None, *, single_max: int = LIMIT
+) -> bytes:
     """The one file, made in this process. Raises InvalidTeacher."""
     path = folder / "upload"
     path.write_bytes(content)
@@ -70,8 +73,11 @@ def packed(folder: Path, content: bytes, data: bytes | None = None, name: str | 
     descriptor = os.memfd_create("test")
     try:
         os.ftruncate(descriptor, LIMIT)
-        data_path = None if data is None else str(folder / "data")
-        found: Any = answer(str(path), data_path, name, descriptor, LIMIT)
+        sent = str(path), None if data is None else str(folder / "data"), name
+        limits = {"descriptor": descriptor, "bytes_max": LIMIT, "single_max": single_max}
+        found: Any = answer(*sent, **limits)
+        if found.get("is_large"):
+            found = fill(*sent, **limits, size=found["size"])
         if "error" in found:
             raise InvalidTeacher(found["error"])
         return os.pread(descriptor, found["size"], 0)
@@ -109,7 +115,7 @@ def test_pack_replaces_the_upload_by_a_file_that_passes_the_check(tmp_path: Path
     for _ in range(2):
         (tmp_path / "m").write_bytes(model)
         (tmp_path / "d").write_bytes(data)
-        found = pack(tmp_path / "m", tmp_path / "d", "m.onnx.data", bytes_max=LIMIT, timeout_s=60)
+        found = pack(tmp_path / "m", tmp_path / "d", "m.onnx.data", tmp_path / "m", bytes_max=LIMIT, timeout_s=60)
     assert found.size_bytes == (tmp_path / "m").stat().st_size
     assert check_onnx(tmp_path / "m").parameters == 192 * 4 + 4
     assert onnx.load(tmp_path / "m") == whole
@@ -157,10 +163,12 @@ def huge(model: onnx.ModelProto, given: dict[str, str]) -> None:
         (huge, "more than the 1048576 bytes allowed together"),
     ],
 )
-def test_packing_refuses_places_that_are_none(change: Change, said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("single_max", [LIMIT, LARGE])
+def test_packing_refuses_places_that_are_none(change: Change, said: str, single_max: int, tmp_path: Path) -> None:
+    """Of what becomes one ONNX file as of a large teacher."""
     model, data, _ = two_files(change=change)
     with pytest.raises(InvalidTeacher, match=said):
-        packed(tmp_path, model, data, "m.onnx.data")
+        packed(tmp_path, model, data, "m.onnx.data", single_max=single_max)
 
 
 def test_packing_refuses_a_text_outside_the_file(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def dynamo(*, external: bool) -> Build:
             data = folder / "model.onnx.data"
             whole = onnx.load(path)
             assert any(tensor.external_data for tensor in onnx.load(path, load_external_data=False).graph.initializer)
-            pack(path, data, data.name, bytes_max=1 << 20, timeout_s=60)
+            pack(path, data, data.name, path, bytes_max=1 << 20, timeout_s=60)
             data.unlink()
             kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
             assert kept.keys() == {tensor.name for tensor in whole.graph.initializer}

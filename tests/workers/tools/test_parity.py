@@ -19,8 +19,9 @@ from workers.augmentation.apply import make_views
 from workers.config.cached_augmentation import describe_augmentation
 from workers.config.mixing import CutMix, Mixup
 from workers.config.operations import RandAugment, RandomErasing, SecondView
+from workers.config.schedules import StepSchedule
 from workers.config.task import Folders
-from workers.config.training import Sgd, StepSchedule, Training
+from workers.config.training import Sgd, Training
 from workers.config.views import Augmentation, CropFlip, ResizedCrop
 from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidMethod, InvalidTeacher

@@ -14,8 +14,9 @@ import torch
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.replica_gradient import gradients
 from tests.workers.training.test_loop_groups import train_in_a_process
+from workers.config.schedules import StepSchedule
 from workers.config.task import TrainingTask
-from workers.config.training import Ema, Sgd, StepSchedule, Training
+from workers.config.training import Ema, Sgd, Training
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student

@@ -9,10 +9,11 @@ import torch
 
 from tests.support.digits import SMALL, Digits
 from tests.workers.training.test_training_options import assert_same_run
-from workers.config.extension import Extension, check_extension
+from workers.config.extension import Extension, check_extension, extended_training
 from workers.config.job import JobSpec
+from workers.config.schedules import CosineSchedule, OneCycleSchedule, StepSchedule
 from workers.config.task import TrainingTask
-from workers.config.training import CosineSchedule, Ema, StepSchedule, Training
+from workers.config.training import Ema, Training
 from workers.config.validation import EarlyStopping
 from workers.errors import InvalidJob, Stopped
 from workers.events import Epoch, Event, ignore, never
@@ -68,6 +69,39 @@ def test_extended_run_ends_with_the_bits_of_one_of_all_epochs_killed_within_or_n
 
 
 @pytest.mark.usefixtures("without_onnx")
+def test_run_extended_twice_by_restarts_ends_with_the_bits_of_one_that_has_them_killed_within_or_not(
+    digits: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.training.loop._SAVING_SHARE", float("inf"))
+    once = extended_training(COSINE, 3, schedule=None, learning_rate=0.004)
+    twice = extended_training(once, 5, schedule=OneCycleSchedule(), learning_rate=0.008)
+    for before, after in ((COSINE, once), (once, twice)):
+        check_extension(before, after, parse_method("kd"), before.epochs)
+    # As `retort reproduce` posts it.
+    whole_training = Training.model_validate_json(twice.model_dump_json())
+    whole = train_run(task_of(digits, "kd", tmp_path / "whole", whole_training), ignore, never)
+
+    train_run(task_of(digits, "kd", tmp_path / "first", COSINE), ignore, never)
+    extends = Extension(run="run_1", training=COSINE, checkpoint=f"first/{CHECKPOINT}")
+    train_run(task_of(digits, "kd", tmp_path / "second", once, extends=extends), ignore, never)
+    extends = Extension(run="run_2", training=once, checkpoint=f"second/{CHECKPOINT}")
+    stopped = list[Event]()
+    killed = task_of(digits, "kd", tmp_path / "a1", twice, extends=extends)
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Epoch) and event.epoch == 4:
+            stopped.append(event)
+
+    with pytest.raises(Stopped, match="epoch 5"):
+        train_run(killed, emit, lambda: bool(stopped))
+    again = task_of(digits, "kd", tmp_path / "a2", twice, extends=extends)
+    result = train_run(again.model_copy(update={"earlier": (tmp_path / "a1",)}), ignore, never)
+    assert_same_run(whole, result, tmp_path / "whole", tmp_path / "a2")
+    config = json.loads((tmp_path / "a2/artifacts/config.json").read_text())
+    assert [each["learning_rate"] for each in config["training"]["restarts"]] == [0.004, 0.008]
+
+
+@pytest.mark.usefixtures("without_onnx")
 def test_extended_run_is_not_trained_from_the_start_where_its_checkpoint_is_gone_or_of_another_run(
     digits: Digits, tmp_path: Path
 ) -> None:
@@ -107,6 +141,21 @@ def test_check_extension_refuses_what_depends_on_the_number_of_epochs(case: str)
     before, after, method, trained, word = REFUSED[case]
     with pytest.raises(InvalidJob, match=word):
         check_extension(before, after, parse_method(method), trained)
+
+
+def test_check_extension_lets_any_schedule_on_from_a_stated_rate_and_then_its_steps() -> None:
+    one_cycle = changed(STEPS, schedule=OneCycleSchedule())
+    for before, schedule in ((COSINE, None), (one_cycle, CosineSchedule()), (STEPS, StepSchedule(milestones=(0.5,)))):
+        after = extended_training(before, 4, schedule=schedule, learning_rate=0.02)
+        check_extension(before, after, parse_method("kd"), 2)
+        assert after.phases[0] == before.phases[0]
+        assert after.phases[1].schedule == (schedule or before.schedule)
+    # Its last phase has stepped after the first of its two epochs, 3 of the run.
+    on = extended_training(after, 6, schedule=StepSchedule(milestones=(0.25, 0.75)), learning_rate=None)
+    check_extension(after, on, parse_method("kd"), 4)
+    assert [restart.after_epochs for restart in on.restarts] == [2]
+    with pytest.raises(InvalidJob, match=r'after epochs \[1\] of its last restart, after 2.*"milestones": \[0.25\]'):
+        check_extension(after, extended_training(after, 6, schedule=None, learning_rate=None), parse_method("kd"), 4)
 
 
 def test_check_extension_lets_steps_on_that_are_yet_to_come() -> None:

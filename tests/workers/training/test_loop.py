@@ -14,9 +14,10 @@ import torch
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.full_disk import on_a_small_disk
 from workers.augmentation.apply import to_input
+from workers.config.schedules import CosineSchedule, StepSchedule
 from workers.config.task import TeacherAccuracy, TrainingTask
 from workers.config.teacher import Preprocessing
-from workers.config.training import CosineSchedule, Sgd, StepSchedule, Training
+from workers.config.training import Sgd, Training
 from workers.errors import NotFinite, Paused, Stopped
 from workers.events import Epoch, Finished, Log, Step, ignore, never
 from workers.methods.catalog import parse_method
@@ -25,12 +26,12 @@ from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
 from workers.teacher.teacher import Teacher
 from workers.training.checkpoints.checkpoint import load_checkpoint
-from workers.training.feed.batches import epoch_order
+from workers.training.feed.batches import _MOST_AT_ONCE, epoch_order
 from workers.training.loop import train_group, train_run
 from workers.training.not_finite import check_gradient
 from workers.training.optimization.optimizer import learning_rate
 from workers.training.run_handle import RunHandle
-from workers.training.training_feed import _MOST_AT_ONCE, TrainingFeed
+from workers.training.training_feed import TrainingFeed
 
 
 def stop_after(epochs: int) -> tuple[Callable[[object], None], Callable[[], bool]]:
@@ -160,7 +161,7 @@ def test_a_run_that_is_paused_at_any_step_of_some_made_at_once_ends_with_the_sam
     training = SMALL.model_copy(update={"epochs": 1, "batch_size": 32})
     at_once = _MOST_AT_ONCE
     with monkeypatch.context() as one_by_one:
-        one_by_one.setattr("workers.training.training_feed._MOST_AT_ONCE", 1)
+        one_by_one.setattr("workers.training.feed.batches._MOST_AT_ONCE", 1)
         one_by_one.setattr("workers.training.metrics.epoch_sums._PENDING_STEPS", 1)
         undisturbed = train_run(digits.order("dtkd", tmp_path / "quiet", training), ignore, never)
     assert at_once == TrainingFeed(digits.train, digits.views, None, 32, 0, torch.device("cpu")).batches_at_once > 1

@@ -33,7 +33,7 @@ from workers.training.loop import train_group, train_run
 from workers.training.not_finite import ComputeStep, explain_not_finite
 from workers.training.run import RunState
 from workers.training.run_handle import RunHandle
-from workers.training.teacher_rows import TeacherRows
+from workers.training.training_feed import TeacherRows
 
 pytestmark = pytest.mark.usefixtures("without_onnx")
 
@@ -247,7 +247,7 @@ def graphs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("workers.training.cuda_graphs.step_graph.Recorder", OnCpu)
     monkeypatch.setattr("workers.training.setting.why_no_graph", lambda *_: None)
     # On a GPU, too, a batch is trained on before the next one takes its place.
-    monkeypatch.setattr("workers.training.training_feed._MOST_AT_ONCE", 1)
+    monkeypatch.setattr("workers.training.feed.batches._MOST_AT_ONCE", 1)
     return recorded
 
 

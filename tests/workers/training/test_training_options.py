@@ -4,17 +4,20 @@ import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.workers.training.test_distributed import ONE_STEP
 from tests.workers.training.test_loop_groups import assert_same_run, handle
 from workers.config.job import JobSpec
+from workers.config.schedules import CosineSchedule, OneCycleSchedule
 from workers.config.task import TrainingTask
-from workers.config.training import CosineSchedule, Ema, OneCycleSchedule, RmsProp, Sgd, Training
+from workers.config.training import Ema, RmsProp, Sgd, Training
 from workers.data.preparation.holdout_spec import Holdout
 from workers.errors import InvalidJob
 from workers.events import ignore, never
@@ -118,6 +121,39 @@ def test_warm_up_is_torchs_linear_one() -> None:
         assert learning_rate(training, step, 10) == pytest.approx(plain.param_groups[0]["lr"], rel=1e-12), step
         plain.step()
         theirs.step()
+
+
+def test_learning_rate_of_restarts_is_that_of_a_run_of_those_epochs_alone_from_their_own_rate() -> None:
+    one, two = CosineSchedule(final=0.1), OneCycleSchedule(div_factor=10)
+    restarts = [
+        {"after_epochs": 3, "learning_rate": 0.02, "schedule": one.model_dump()},
+        {"after_epochs": 7, "learning_rate": 0.5, "schedule": two.model_dump()},
+    ]
+    training = Training.model_validate({"epochs": 9, "warmup_epochs": 1.5, "restarts": restarts})
+    alone = [Training(epochs=3, warmup_epochs=1.5)]
+    alone += [
+        Training(epochs=4, optimizer=Sgd(lr=0.02), schedule=one),
+        Training(epochs=2, optimizer=Sgd(lr=0.5), schedule=two),
+    ]
+    expected = [learning_rate(each, step, 4) for each in alone for step in range(each.epochs * 4)]
+    assert [learning_rate(training, step, 4) for step in range(36)] == expected
+    assert "restarts" not in Training().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"epochs": 7}, "below epochs, 7"),
+        ({"epochs": 9, "after": (3, 3)}, r"after \[3, 3\] epochs"),
+        ({"epochs": 9, "warmup_epochs": 3}, "the first restart, after 3"),
+    ],
+)
+def test_training_refuses_restarts_that_do_not_part_its_epochs(options: dict[str, Any], word: str) -> None:
+    schedule = {"kind": "cosine"}
+    after = options.pop("after", (3, 7))
+    restarts = [{"after_epochs": epochs, "learning_rate": 0.1, "schedule": schedule} for epochs in after]
+    with pytest.raises(ValidationError, match=word):
+        Training.model_validate({**options, "restarts": restarts})
 
 
 @pytest.mark.parametrize("waits", [True, False])

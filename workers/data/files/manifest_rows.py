@@ -17,7 +17,7 @@ from workers.data.dataset_kind import SPLIT_NAMES
 from workers.data.files.faults import Faults
 from workers.data.files.named_files import relative_path
 from workers.errors import InvalidDataset
-from workers.texts import listed, shortened
+from workers.texts import label_text, listed, shortened
 
 if TYPE_CHECKING:
     from workers.events import Split
@@ -173,8 +173,7 @@ def _is_whole(given: object) -> bool:
 
 
 def _label(given: str | float | None) -> str | None:
-    """Label as text; None for none: -1 is no class anywhere."""
+    """Label as text; None for none."""
     if given is None or (isinstance(given, float) and math.isnan(given)):
         return None
-    text = given.strip() if isinstance(given, str) else str(int(given))
-    return None if text in ("", "-1") else text
+    return label_text(given if isinstance(given, str) else str(int(given)))

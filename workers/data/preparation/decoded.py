@@ -1,9 +1,9 @@
 """Decoded copies of datasets on disk: their sizes and last uses, which of them a quota removes, and their removal.
 
-Light: the API process loads this. ``workers.data.preparation.prepare`` makes the copies, and makes one again when a job needs it.
-The last use of a copy is the modification time of its ``meta.json``, which every process that opens it sets. A removal
-takes the lock under which copies are published and found again: a process that is just beginning to use one either
-comes first, and the copy stays, or finds none and decodes it anew. A process that has it open keeps its mapping.
+Light: the API process loads this. ``workers.data.preparation.prepare`` makes the copies, and makes one again when a job
+needs it. The last use of a copy is the modification time of its ``meta.json``, which every process that opens it sets.
+A removal takes the lock under which copies are published and found again: a process that is just beginning to use one
+either comes first, and the copy stays, or finds none and decodes it anew. A process that has it open keeps its mapping.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """Examination of a dataset: where it lies and what is in it, without decoding a picture.
 
-The API process uses this to refuse a dataset while the client still waits, ``workers.data.preparation.prepare`` to know what to
-decode. It reads directory listings, file headers and labels only, so it loads neither torch nor PIL; what only decoding
-can show (a truncated JPEG) is found later, when the dataset is prepared.
+The API process uses this to refuse a dataset while the client still waits, ``workers.data.preparation.prepare`` to know
+what to decode. It reads directory listings, file headers and labels only, so it loads neither torch nor PIL; what only
+decoding can show (a truncated JPEG) is found later, when the dataset is prepared.
 """
 
 from pathlib import Path

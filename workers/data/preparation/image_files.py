@@ -1,8 +1,8 @@
 """Pictures that stay image files: a list of them, and decoding on demand.
 
-``workers.data.preparation.prepare`` reads every picture once and keeps this list instead of a decoded copy. A picture is known by
-its place in the list, its size in bytes and its time of modification. One that has another size or time when it is read
-again is refused; one that was changed in place without either is not noticed, as with make and rsync.
+``workers.data.preparation.prepare`` reads every picture once and keeps this list instead of a decoded copy. A picture
+is known by its place in the list, its size in bytes and its time of modification. One that has another size or time
+when it is read again is refused; one that was changed in place without either is not noticed, as with make and rsync.
 
 The list is two arrays that every process maps, since a dataset may have millions of pictures:
 

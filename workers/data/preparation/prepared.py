@@ -1,8 +1,9 @@
 """Prepared datasets: uint8 arrays on disk, mapped by every process and known by their content.
 
-``workers.data.preparation.prepare`` makes them. The fingerprint of a split is the SHA-256 of a canonical header (format, split,
-shape, class names), the pictures and the labels, all in sample order. It does not depend on where the files lay or how
-they were packed, so the same pictures as a folder and as an ``.npz`` are one dataset if their order agrees.
+``workers.data.preparation.prepare`` makes them. The fingerprint of a split is the SHA-256 of a canonical header
+(format, split, shape, class names), the pictures and the labels, all in sample order. It does not depend on where the
+files lay or how they were packed, so the same pictures as a folder and as an ``.npz`` are one dataset if their order
+agrees.
 
 Mapping checks sizes, not bytes. Nothing is augmented or normalised here, and no dataset is held in memory.
 
@@ -78,6 +79,11 @@ class Dataset(ABC):
     def numbered(self, classes: int) -> Self:
         """The same with its classes numbered, if nothing has named them; ``classes`` are the teacher's outputs."""
         return self if self.class_names else replace(self, class_names=numbered(classes))
+
+    @property
+    def known(self) -> decoded.KnownSplit:
+        """Facts about the split that caches are known by."""
+        return decoded.KnownSplit(self.fingerprint, self.samples, self.height, self.width)
 
     @property
     def has_unlabelled(self) -> bool:

@@ -56,12 +56,13 @@ class ImageColumn:
     ) -> None:
         self._groups = [(table, number) for table in tables for number in range(len(table.group_rows))]
         self._starts = [0, *accumulate(table.group_rows[number] for table, number in self._groups)]
-        first_of = {id(table): start for table, start in zip(tables, _starts_of(tables), strict=True)}
-        self._firsts = [first_of[id(table)] for table, _ in self._groups]
+        # Of each group, the first row of its table.
+        self._firsts = [
+            start for table, start in zip(tables, _starts_of(tables), strict=True) for _ in table.group_rows
+        ]
         self._column = column
         self._name = name
-        sizes = {id(table): table.group_bytes(column) for table in tables}
-        self._bytes = [sizes[id(table)][number] for table, number in self._groups]
+        self._bytes = [size for table in tables for size in table.group_bytes(column)]
         self._files = self._files_of_groups(tables, files)
         self._cursors: OrderedDict[int, _Cursor] = OrderedDict()
         # By the first row of each, and those rows ascending.
@@ -126,10 +127,10 @@ class ImageColumn:
 
     def _files_of_groups(self, tables: Sequence[Table], files: Sequence[Path]) -> dict[int, Sequence[Path]]:
         """Files of the groups that hold paths alone, by group."""
-        alone = {id(table): table.without_bytes(self._column) for table in tables}
+        alone = [is_alone for table in tables for is_alone in table.without_bytes(self._column)]
         found, start = dict[int, Sequence[Path]](), 0
         for group, (table, number) in enumerate(self._groups):
-            if alone[id(table)][number]:
+            if alone[group]:
                 rows = table.group_rows[number]
                 found[group] = files[start : start + rows]
                 start += rows

@@ -158,16 +158,22 @@ def _check_groups(tables: Iterable[Table], column: str) -> None:
             )
 
 
-def _check_lengths(piece: "pa.Array", where: str) -> None:
-    """Raise InvalidDataset where a text is too long for a label, before a dictionary repeats it for every row."""
+def longest_text(piece: "pa.Array") -> int:
+    """Bytes of the longest text of a column, before a dictionary repeats it for every row; 0 where it has none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     texts = piece.dictionary if pa.types.is_dictionary(piece.type) else piece
-    if pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type):
-        longest = pc.max(pc.binary_length(texts)).as_py() or 0
-        if longest > _TEXT_MAX_BYTES:
-            raise InvalidDataset(
-                f"{where} holds a label of {longest} bytes, a class name may have at most {NAME_MAX_CHARACTERS} "
-                "characters: shorten it, or set 'label' to another column"
-            )
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not any(is_kind(texts.type) for is_kind in kinds):
+        return 0
+    return pc.max(pc.binary_length(texts)).as_py() or 0
+
+
+def _check_lengths(piece: "pa.Array", where: str) -> None:
+    """Raise InvalidDataset where a text is too long for a label."""
+    if (longest := longest_text(piece)) > _TEXT_MAX_BYTES:
+        raise InvalidDataset(
+            f"{where} holds a label of {longest} bytes, a class name may have at most {NAME_MAX_CHARACTERS} "
+            "characters: shorten it, or set 'label' to another column"
+        )

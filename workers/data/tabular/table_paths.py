@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from workers.data.files.faults import Faults
 from workers.data.files.linked_files import FoundFiles
 from workers.data.files.named_files import NamedFiles, relative_path
+from workers.data.tabular.table_columns import longest_text
 from workers.data.tabular.tables import Table
 from workers.errors import InvalidDataset
 
@@ -27,7 +28,10 @@ def find_pictures(tables: Sequence[Table], column: str, named: NamedFiles) -> Fo
             if is_alone:
                 row = first
                 for piece in table.paths(number, column):
-                    _check_lengths(piece, table)
+                    if (longest := longest_text(piece)) > PATH_MAX_BYTES:
+                        raise InvalidDataset(
+                            f"{table.path} has a path of {longest} bytes, at most {PATH_MAX_BYTES} are allowed"
+                        )
                     for path in piece.to_pylist():
                         _add(path, row, named, found=found, seen=seen, faults=faults)
                         row += 1
@@ -51,15 +55,3 @@ def _add(path: str | None, row: int, named: NamedFiles, *, found: FoundFiles, se
         seen.add(plain)
         found.paths.append(named.folder / plain)
         found.inodes.append(inode)
-
-
-def _check_lengths(piece: "object", table: Table) -> None:
-    """Raise InvalidDataset where a path is too long, before a dictionary repeats it for every row."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    assert isinstance(piece, pa.Array)
-    texts = piece.dictionary if pa.types.is_dictionary(piece.type) else piece
-    longest = pc.max(pc.binary_length(texts)).as_py() or 0
-    if longest > PATH_MAX_BYTES:
-        raise InvalidDataset(f"{table.path} has a path of {longest} bytes, at most {PATH_MAX_BYTES} are allowed")

@@ -24,7 +24,7 @@ from workers.data.webdataset import kept_indexes
 from workers.data.webdataset.shard import Shard
 from workers.data.webdataset.tar_headers import NoEnd, TarReader
 from workers.errors import InvalidDataset
-from workers.texts import listed, shortened
+from workers.texts import label_text, listed, shortened
 from workers.unlabelled import NO_LABEL
 
 # Extensions of pictures, in lower case.
@@ -180,14 +180,14 @@ class _Scan:
     def _label_of(self, reader: TarReader, key: str, members: Mapping[str, _Place]) -> str | None:
         extension = "cls" if self._label is None else self._label.lower().lstrip(".")
         if extension in members:
-            return _label_text(self._content(reader, key, members[extension]))
+            return label_text(self._content(reader, key, members[extension]))
         described = self._described(reader, key, members)
         keys = _LABEL_KEYS if self._label is None else (self._label,)
         label = next((described[name] for name in keys if name in described), None)
         if label is None or isinstance(label, str):
-            return _label_text(label or "")
+            return label_text(label or "")
         if isinstance(label, int):
-            return _label_text(str(int(label)))
+            return label_text(str(int(label)))
         raise InvalidDataset(
             f"{self._path}: the sample {key!r:.120} has the label {shortened(repr(label), 80)} in its .json, which is "
             "no integer or string"
@@ -220,9 +220,3 @@ class _Scan:
 
     def _lacking_picture(self) -> str:
         return f"picture .{self._image.lstrip('.')}" if self._image else f"picture (.{', .'.join(PICTURES)})"
-
-
-def _label_text(text: str) -> str | None:
-    """Label; None for none: -1 is no class anywhere."""
-    text = text.strip()
-    return None if text in ("", "-1") else text

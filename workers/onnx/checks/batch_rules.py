@@ -16,7 +16,7 @@ from onnx import NodeProto, numpy_helper
 
 from workers.onnx.checks.parsing import short
 from workers.onnx.checks.rules import STANDARD
-from workers.onnx.checks.scopes import GraphScope, scopes_of
+from workers.onnx.checks.scopes import GraphScope, is_external, scopes_of
 from workers.texts import some_of
 
 NO_HINT = (
@@ -86,7 +86,7 @@ def _kind(node: NodeProto, scope: GraphScope, ranks: Mapping[str, int]) -> _Batc
         return None
     if node.op_type in _RANDOM:
         return _BY_CHANCE
-    # A constant that is true was refused before (``onnx.rules``).
+    # A constant that is true was refused before (``checks.rules``).
     if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2] and node.input[2] not in scope.constants:
         return _BY_MODE
     rank = _rank(node, ranks)
@@ -125,7 +125,8 @@ def _constant(node: NodeProto, scope: GraphScope) -> Iterator[int]:
     tensor = scope.constants.get(node.input[1]) if len(node.input) > 1 else None
     if tensor is None or tensor.data_type not in (onnx.TensorProto.INT32, onnx.TensorProto.INT64):
         return
-    if len(tensor.dims) > 1 or tensor.ByteSize() > 1024:
+    # What lies outside of the graph is too long, and would be looked for in a file.
+    if len(tensor.dims) > 1 or tensor.ByteSize() > 1024 or is_external(tensor):
         return
     try:
         values = numpy_helper.to_array(tensor)

@@ -19,9 +19,9 @@ from onnx import AttributeProto, NodeProto, TensorProto
 from workers.errors import InvalidTeacher
 from workers.onnx.checks.operators import RUNTIME_DOMAIN, RUNTIME_OPERATORS
 from workers.onnx.checks.parsing import EXPORT_HINT, listed, refusing, short
-from workers.onnx.checks.scopes import GraphScope, attribute_graphs, scopes_of, subgraphs
+from workers.onnx.checks.scopes import GraphScope, attribute_graphs, is_external, scopes_of, subgraphs
 
-# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``onnx.operators``).
+# com.microsoft holds ONNX Runtime's own operators, of which some are allowed (``checks.operators``).
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 STANDARD = ("", "ai.onnx")  # two spellings of one domain
 OPSET_MIN = 7  # ONNX Runtime promises opset 7 and later
@@ -45,13 +45,16 @@ class Facts(NamedTuple):
     half_parameters: int
 
 
-def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int) -> Facts:
+def check_graph(
+    model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int, may_lie_outside: bool = False
+) -> Facts:
     """Check every rule that is about the graph's inside.
 
     Args:
         model: what ``parse`` returned.
         nodes_max: most operators allowed.
         tensor_bytes_max: most bytes allowed in all constants together, as their shapes declare them.
+        may_lie_outside: external data are allowed, and do not count: ``large_file.check_places`` looks at them.
 
     Raises:
         InvalidTeacher: custom operators, external data, too large, too old, exported in training mode.
@@ -66,7 +69,7 @@ def check_graph(model: onnx.ModelProto, *, nodes_max: int, tensor_bytes_max: int
         raise InvalidTeacher(f"the graph has {nodes} operators, at most {nodes_max} are allowed")
     _check_operators(model, scopes)
     _check_functions(model, nodes_max)
-    parameters, half_parameters = _check_tensors(scopes, tensor_bytes_max)
+    parameters, half_parameters = _check_tensors(scopes, tensor_bytes_max, may_lie_outside=may_lie_outside)
     opset = _check_opset(model)
     _check_training_mode(scopes, opset)
     return Facts(opset, nodes, parameters, half_parameters)
@@ -146,14 +149,15 @@ def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
             pending += [graph.node for graph in subgraphs([node])]
 
 
-def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int) -> tuple[int, int]:
+def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int, *, may_lie_outside: bool) -> tuple[int, int]:
     """Refuse external data and too many bytes; returns the number of floating-point values, and of 16-bit ones."""
     size_bytes = parameters = half_parameters = 0
     count = sum(len(scope.tensors) for scope in scopes)
     if count > TENSORS_MAX:
         raise InvalidTeacher(f"the graph has {count} constants, at most {TENSORS_MAX} are allowed")
     for tensor in (tensor for scope in scopes for tensor in scope.tensors):
-        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+        is_outside = is_external(tensor)
+        if is_outside and not may_lie_outside:
             raise InvalidTeacher(
                 f"the weights {short(tensor.name)!r} lie outside the file (external data). Send both files, as the "
                 "parts `file` and `data` or in one zip or tar archive (`retort teachers upload MODEL.onnx --data "
@@ -161,7 +165,7 @@ def _check_tensors(scopes: list[GraphScope], tensor_bytes_max: int) -> tuple[int
             )
         values = count_of(tensor.dims)
         itemsize, floating = element_of(tensor.data_type)
-        size_bytes += values * itemsize
+        size_bytes += 0 if is_outside else values * itemsize
         parameters += values if floating else 0
         half_parameters += values if floating and itemsize == 2 else 0
     for pair in (pair for scope in scopes for pair in scope.sparse):

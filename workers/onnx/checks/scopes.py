@@ -27,6 +27,11 @@ class GraphScope(NamedTuple):
     constants: ChainMap[str, TensorProto]
 
 
+def is_external(tensor: TensorProto) -> bool:
+    """Whether a tensor's values lie outside the file (external data), or it says where they would."""
+    return tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+
+
 def scopes_of(model: onnx.ModelProto) -> Iterator[GraphScope]:
     """Every function, the main graph, and the subgraphs of both, outer ones first."""
     pending: list[tuple[GraphProto, ChainMap[str, TensorProto]]] = [(model.graph, ChainMap())]

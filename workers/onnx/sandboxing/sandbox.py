@@ -2,10 +2,10 @@
 
 ``call`` waits for one answer; ``serve`` starts a child that answers requests until it is ended. The child is a fresh
 interpreter, without its parent's environment but for the path of libraries, in a session of its own. Before it imports
-the function it drops the rights that ``workers.onnx.sandboxing.confinement`` lists; it may then read Python's own files and those
-it was given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes, and then
-kills the child with its group. A child whose parent dies, dies, too. The last lines of its standard error are logged if
-it ends without an answer; they never reach the terminal as they are.
+the function it drops the rights that ``workers.onnx.sandboxing.confinement`` lists; it may then read Python's own files
+and those it was given, and answer through a pipe. In ``call`` the parent waits so many seconds, reads so many bytes,
+and then kills the child with its group. A child whose parent dies, dies, too. The last lines of its standard error are
+logged if it ends without an answer; they never reach the terminal as they are.
 
 It is no virtual machine: a hole in the kernel's own interface, as far as the filter leaves it within reach, is a way
 out. Run the service as a user without other rights, as the container images do.
@@ -36,8 +36,13 @@ ANSWER_MAX_BYTES = 1 << 20
 _STDERR_BYTES = 8 << 10
 _STDERR_LINES = 4
 _STDERR_CHARS = 600
+# At which a child reads what is large from a slow disk, once.
+_READING_BYTES_PER_S = 64 << 20
 # -I ignores the environment and the working directory, so the place of this package is handed over.
-_START = "import sys; sys.path.append(sys.argv[1]); from workers.onnx.sandboxing import sandbox_child; sandbox_child.{}(sys.argv[2])"
+_START = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from workers.onnx.sandboxing import sandbox_child; sandbox_child.{}(sys.argv[2])"
+)
 # Variables that choose the devices; all others stay behind.
 _GPU_VARIABLES = ("CUDA_", "NVIDIA_", "CUDNN_", "CUBLAS_")
 
@@ -64,6 +69,11 @@ class _ChildAnswer(BaseModel):
     missing: Annotated[list[str], Field(max_length=8)]
     value: JsonValue = None
     raised: str | None = None
+
+
+def with_reading(timeout_s: float, size_bytes: int) -> float:
+    """Seconds for a child that has so many bytes to read, or to write, beside the ``timeout_s`` for its work."""
+    return timeout_s + size_bytes // _READING_BYTES_PER_S
 
 
 def call(

@@ -11,7 +11,7 @@ from typing import Any
 
 from workers.onnx.sandboxing.confinement import Bounds, confine, die_with_parent
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Paths that Python, NumPy and ONNX Runtime read besides Python's own folders: libraries, and what the processor can do.
 _SYSTEM_FILES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache", "/proc/cpuinfo", "/sys/devices/system")
 # Paths that CUDA reads besides: which devices there are, how memory is laid out, and the driver's own settings. Of

@@ -2,8 +2,8 @@
 
 A file that passed every check is a stranger's program still, and may misbehave on the five-hundredth picture only. So
 the process that holds the service's keys and files never runs it. The child is confined as one that
-reads an upload (``workers.onnx.sandboxing.sandbox``); inputs lie in memory that both map (``workers.onnx.sessions.shared_arrays``), outputs
-come through a pipe.
+reads an upload (``workers.onnx.sandboxing.sandbox``); inputs lie in memory that both map
+(``workers.onnx.sessions.shared_arrays``), outputs come through a pipe.
 
 Time: the first picture of each shape is run alone (on a GPU, and of a graph with a fixed batch, the first call is), and
 measures the time of one. A call may then take ``PATIENCE`` times as much as its pictures would, and ``CALL_S`` at

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, WorkerError
+from workers.onnx.checks.large_file import find_layout, graph_beside_data
 from workers.onnx.checks.rules import OPSET_MIN
 from workers.onnx.checks.teacher_graph import FixedInput
 from workers.onnx.sessions.runtime_messages import error_class, message
@@ -66,7 +67,7 @@ class OnnxSession:
     """ONNX Runtime session of one file.
 
     Args:
-        path: the ONNX file; ``onnx.check`` has let it in.
+        path: the ONNX file, or a large teacher's file, whose weights are mapped; ``onnx.check`` has let it in.
         input_name: of the pictures.
         output_name: of the output that is taken.
         fixed: values of the other inputs.
@@ -107,9 +108,10 @@ class OnnxSession:
         self._input_name = input_name
         self._output_name = output_name
         self._fixed = {each.name: np.full(each.shape, each.value, each.dtype) for each in fixed}
+        model = _model(path, options)
         try:
             # Without its own fallback, which prints to stdout and goes on elsewhere.
-            self._session = onnxruntime.InferenceSession(path, options, providers=list(providers), enable_fallback=0)
+            self._session = onnxruntime.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
         except ORT_ERRORS as error:
             advice = " into the memory that it may take" if error_class(error) is OutOfMemory else ""
             raise error_class(error)(f"ONNX Runtime cannot load the teacher{advice}: {message(error)}") from error
@@ -150,6 +152,16 @@ class OnnxSession:
                 f"be [{len(input_)}, classes]"
             )
         return np.ascontiguousarray(output, dtype=np.float32)
+
+
+def _model(path: Path, options: onnxruntime.SessionOptions) -> Path | bytes:
+    """Model for a session: the file, or the graph of a large teacher's file, whose weights are in that file."""
+    path = path.resolve()
+    layout = find_layout(path) if path.is_file() else None
+    if layout is None:
+        return path
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return graph_beside_data(path, layout)
 
 
 def _explained(error: Exception, input_: NDArray[np.number], *, timed_out: bool) -> WorkerError:

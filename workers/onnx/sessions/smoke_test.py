@@ -9,7 +9,8 @@ refused and not warned of: the preflight would refuse the same later, with real 
 That it passed is a file in a folder of markers, named by what was tried; its text is the version of Retort that tried
 it, for another one may ask for more. What it is no proof of: that the graph behaves on every picture.
 
-Light: the API process loads this file; ONNX Runtime is imported in the child alone (``workers.onnx.sessions.smoke_child``).
+Light: the API process loads this file; ONNX Runtime is imported in the child alone
+(``workers.onnx.sessions.smoke_child``).
 """
 
 import functools
@@ -52,7 +53,7 @@ def smoke_run(
     Args:
         path: the file.
         size: (height, width) in pixels, for a graph and a preprocessing that both leave them open.
-        timeout_s: for all of it; the child is killed ``GRACE_S`` later.
+        timeout_s: for all of it, beside reading the file; the child is killed ``GRACE_S`` later.
 
     Returns:
         False if no size is known: nothing was run.
@@ -66,6 +67,7 @@ def smoke_run(
     if height is None or width is None:
         return False
     path = path.resolve()
+    timeout_s = sandbox.with_reading(timeout_s, size_of(path))
     outcome = sandbox.call(
         "workers.onnx.sessions.smoke_child:answer",
         {

@@ -1,150 +1,167 @@
-"""Child that makes one ONNX file of an upload of several; see ``workers.onnx.uploads.packing``. Nothing else imports this file.
+"""Child that makes one file of an upload of several; see ``workers.onnx.uploads.packing``.
 
-Archives are read here and never unpacked to a disk. What is read of one is bounded by its unpacked bytes.
+Nothing else imports this file.
+
+It is asked once for what can be one ONNX file, and twice for what is too large for that: how large the file will be
+(``answer``), and then to fill it (``fill``), so that the weights never lie in memory.
 """
 
 import mmap
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import IO
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NamedTuple
 
+import onnx
 from google.protobuf.message import EncodeError
+from onnx import TensorProto
 from pydantic import JsonValue
 
 from workers.errors import InvalidTeacher
-from workers.onnx.checks.parsing import EXPORT_HINT, listed, parse, short
-from workers.onnx.uploads.external_data import SMALLER, external_tensors, take_in
+from workers.onnx.checks.external_data import (
+    SMALLER,
+    Place,
+    external_tensors,
+    is_movable,
+    pieces,
+    places_of,
+    set_values,
+    take_in,
+)
+from workers.onnx.checks.large_file import BLOCK, LargeLayout, move_out
+from workers.onnx.checks.parsing import parse
+from workers.onnx.uploads.received_files import ReceivedFiles, open_received
 
-MEMBERS_MAX = 10_000
-_HIDDEN = ("__MACOSX",)  # what macOS puts into archives beside the files
+_PIECE_BYTES = 8 << 20
 
 
-def answer(path: str, data: str | None, data_name: str | None, descriptor: int, bytes_max: int) -> JsonValue:
-    """Write the one file to the memory of a descriptor; answers its size, or why there is none."""
+def answer(
+    path: str, data: str | None, data_name: str | None, *, descriptor: int, bytes_max: int, single_max: int
+) -> JsonValue:
+    """Write the one ONNX file to the memory of a descriptor; answers its size, or why there is none.
+
+    Of a model that has more than ``single_max`` bytes with its weights the size of a large teacher's file is answered,
+    and nothing is written.
+    """
     try:
-        content = _from_parts(Path(path), Path(data), data_name, bytes_max) if data else _from_archive(path, bytes_max)
-        if len(content) > bytes_max:
+        with _opened(path, data, data_name, bytes_max) as received:
+            model, placed = _placed(received, bytes_max)
+            is_large = model.ByteSize() + sum(place.length for _, place in placed) > single_max
+            if is_large:
+                size = _LargeFile(model, placed, single_max).layout.size_bytes
+            else:
+                content = _one_file(received, model, placed)
+                size = len(content)
+        if size > bytes_max:
             raise InvalidTeacher(f"the file with its weights has more than the {bytes_max} bytes allowed: {SMALLER}")
     except InvalidTeacher as error:
         return {"error": str(error)}
-    with mmap.mmap(descriptor, len(content)) as memory:
-        memory[:] = content
-    return {"size": len(content)}
+    if not is_large:
+        with mmap.mmap(descriptor, size) as memory:
+            memory[:] = content
+    return {"size": size, "is_large": is_large}
 
 
-def _from_parts(path: Path, data: Path, data_name: str | None, bytes_max: int) -> bytes:
-    """One file of a model and the file of its weights."""
-    with data.open("rb") as file:
-        size = file.seek(0, 2)
-        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if size else b""
-    taken = set[str]()
-
-    def file_of(location: str) -> memoryview:
-        taken.add(location)
-        if len(taken) > 1 or (data_name is not None and location != data_name):
-            raise InvalidTeacher(
-                f"the model's weights lie in {listed(taken)}, the upload's `data` is "
-                f"{short(data_name or 'one file')!r}: give it the name that it had when the model was saved, or send "
-                "all files as one zip or tar archive"
-            )
-        return memoryview(mapped)
-
-    return _packed(path.read_bytes(), file_of, bytes_max, is_sent=True)
-
-
-def _from_archive(path: str, bytes_max: int) -> bytes:
-    """One file of an archive with a model and, if it has some, the files of its weights."""
+def fill(
+    path: str, data: str | None, data_name: str | None, *, descriptor: int, bytes_max: int, single_max: int, size: int
+) -> JsonValue:
+    """Write the file of a large teacher, whose size ``answer`` has told, to a descriptor; answers that size."""
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
-                return _from_members("a zip", sizes, archive.open, bytes_max)
-        with tarfile.open(path) as archive:
-            members = {member.name: member for member in archive if member.isreg()}
-            sizes = {name: member.size for name, member in members.items()}
-            return _from_members("a tar", sizes, lambda name: _opened(archive, members[name]), bytes_max)
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        zlib.error,
-        EOFError,
-        OSError,
-        NotImplementedError,
-        RuntimeError,
-    ) as error:
-        raise InvalidTeacher(
-            f"not an ONNX file, and as an archive it cannot be read ({type(error).__name__}: "
-            f"{short(str(error), 200)}): make one of an ONNX file and its weights with `tar cf` or `zip`, without a "
-            "password"
-        ) from error
-
-
-def _opened(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    opened = archive.extractfile(member)
-    assert opened is not None, "isreg() let it through"
-    return opened
-
-
-def _from_members(kind: str, sizes: dict[str, int], open_member: Callable[[str], IO[bytes]], bytes_max: int) -> bytes:
-    if len(sizes) > MEMBERS_MAX:
-        raise InvalidTeacher(f"the archive has {len(sizes)} files, at most {MEMBERS_MAX} are read")
-    paths = {name: PurePosixPath(name) for name in sizes}
-    models = [
-        name
-        for name, path in paths.items()
-        if path.suffix.lower() == ".onnx" and not path.name.startswith(".") and not set(path.parts) & set(_HIDDEN)
-    ]
-    if len(models) != 1:
-        what = listed(models) if models else f"no .onnx file (it has {listed(sizes) or 'no files'})"
-        raise InvalidTeacher(
-            f"not an ONNX file: it is {kind} archive with {what}, and an archive must hold one ONNX file and the "
-            f"files of its weights. {EXPORT_HINT}"
-        )
-    beside = {path.name: name for name, path in paths.items() if path.parent == paths[models[0]].parent}
-    left = bytes_max
-    kept: dict[str, bytes] = {}
-
-    def read(name: str) -> bytes:
-        nonlocal left
-        with open_member(name) as stream:
-            content = stream.read(left + 1)
-        left -= len(content)
-        if left < 0:
-            raise InvalidTeacher(f"the archive's files have more than the {bytes_max} bytes allowed: {SMALLER}")
-        return content
-
-    def file_of(location: str) -> memoryview:
-        if location not in beside:
-            raise InvalidTeacher(
-                f"the model's weights lie in {short(location)!r}, and the archive has {listed(beside)} beside the "
-                "model: put all files of the model into it, under the names that they were saved with"
-            )
-        if location not in kept:
-            kept[location] = read(beside[location])
-        return memoryview(kept[location])
-
-    try:
-        return _packed(read(models[0]), file_of, bytes_max, is_sent=False)
+        with _opened(path, data, data_name, bytes_max) as received:
+            large = _LargeFile(*_placed(received, bytes_max), single_max)
+            if large.layout.size_bytes != size:
+                raise InvalidTeacher("the upload has changed while it was read: send it again")
+            with mmap.mmap(descriptor, size) as memory:
+                large.write(memory, received)
     except InvalidTeacher as error:
-        raise InvalidTeacher(f"{short(models[0])!r} of {kind} archive: {error}") from error
+        return {"error": str(error)}
+    return {"size": size, "is_large": True}
 
 
-def _packed(content: bytes, file_of: Callable[[str], memoryview], bytes_max: int, *, is_sent: bool) -> bytes:
-    """Bytes of the model with its weights in it; those that have come if they are in it already."""
-    if not content:
+def _opened(
+    path: str, data: str | None, data_name: str | None, bytes_max: int
+) -> AbstractContextManager[ReceivedFiles]:
+    return open_received(Path(path), Path(data) if data else None, data_name, bytes_max)
+
+
+def _placed(received: ReceivedFiles, bytes_max: int) -> tuple[onnx.ModelProto, list[tuple[TensorProto, Place]]]:
+    """The model, and its tensors whose values lie outside of it, with their places. Raises InvalidTeacher."""
+    if not received.model:
         raise InvalidTeacher("the ONNX file is empty: it was cut off, or is still being written")
-    model = parse(content)
-    if next(external_tensors(model), None) is None:
-        if is_sent:
-            raise InvalidTeacher("the model has its weights in the file itself: send it alone, without `data`")
-        return content
-    take_in(model, file_of, bytes_max)
+    model = parse(received.model)
+    outside = list(external_tensors(model))
+    if received.has_data and not outside:
+        raise InvalidTeacher("the model has its weights in the file itself: send it alone, without `data`")
+    return model, places_of(outside, received.size_of, bytes_max)
+
+
+def _one_file(received: ReceivedFiles, model: onnx.ModelProto, placed: Sequence[tuple[TensorProto, Place]]) -> bytes:
+    """Bytes of the model with its weights in it; those that have come if they are in it already."""
+    if not placed:
+        return received.model
+    take_in(placed, received.open_file)
+    return _serialized(model)
+
+
+def _serialized(model: onnx.ModelProto) -> bytes:
     try:
         return bytes(model.SerializeToString(deterministic=True))
     except (EncodeError, ValueError) as error:
-        raise InvalidTeacher(
-            f"the model with its weights has 2 GiB or more, which no single ONNX file can have: {SMALLER}"
-        ) from error
+        raise _graph_too_large() from error
+
+
+def _graph_too_large() -> InvalidTeacher:
+    return InvalidTeacher(
+        "the model has 2 GiB or more without the large initializers of its main graph, which alone may lie outside of "
+        f"an ONNX file here: {SMALLER}"
+    )
+
+
+class _Target(NamedTuple):
+    """Destination of the values of a tensor: an offset in the data, or the graph (None)."""
+
+    tensor: TensorProto
+    place: Place
+    offset: int | None
+
+
+class _LargeFile:
+    """A large teacher's file, of a model and the places of its weights; the model is changed.
+
+    Large initializers of the main graph lie beside it, everything else goes into it.
+
+    Attributes:
+        layout: of the file.
+    """
+
+    def __init__(self, model: onnx.ModelProto, placed: Sequence[tuple[TensorProto, Place]], single_max: int) -> None:
+        self._model = model
+        initializers = {id(tensor) for tensor in model.graph.initializer}
+        moved = [each for each in placed if id(each[0]) in initializers and is_movable(each[0], each[1].length)]
+        offsets, data_bytes = move_out(moved)
+        offset_of = {id(tensor): offset for (tensor, _), offset in zip(moved, offsets, strict=True)}
+        self._targets = [_Target(tensor, place, offset_of.get(id(tensor))) for tensor, place in placed]
+        inside = [target for target in self._targets if target.offset is None]
+        if model.ByteSize() + sum(target.place.length for target in inside) > single_max or not moved:
+            raise _graph_too_large()
+        for target in inside:  # as long as what comes in its place
+            set_values(target.tensor, bytes(target.place.length))
+        self.layout = LargeLayout(len(_serialized(model)), data_bytes)
+
+    def write(self, memory: mmap.mmap, received: ReceivedFiles) -> None:
+        """Write the file into memory of its size."""
+        inside: dict[int, bytearray] = {}
+        places = [target.place for target in self._targets]
+        for number, start, piece in pieces(places, received.open_file, _PIECE_BYTES):
+            offset = self._targets[number].offset
+            if offset is None:
+                inside.setdefault(number, bytearray()).extend(piece)
+            else:
+                begin = self.layout.data_offset + offset + start
+                memory[begin : begin + len(piece)] = piece
+        for number, values in inside.items():
+            self._targets[number].tensor.raw_data = bytes(values)
+        graph = _serialized(self._model)
+        assert len(graph) == self.layout.graph_bytes
+        for offset, block in (*self.layout.headers(), (BLOCK, graph)):
+            memory[offset : offset + len(block)] = block

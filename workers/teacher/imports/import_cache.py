@@ -19,7 +19,6 @@ from workers.data.preparation.holdout import hold_out
 from workers.data.preparation.prepare import prepare
 from workers.data.preparation.prepared import Dataset, row_ids
 from workers.errors import ContractViolation, InvalidLogits
-from workers.events import Split
 from workers.teacher.imports.doubts import Judgement, judge
 from workers.teacher.imports.imported_rows import ImportedRows
 from workers.teacher.imports.imported_specs import IMPORTED, imported_preprocessing, recipe_of_views
@@ -72,8 +71,7 @@ def import_cache(task: ImportTask) -> ImportedCache:
 
 def _prepared(task: ImportTask) -> Dataset:
     options, folders = task.options, task.folders
-    split: Split = options.split if options.validation is None else "train"
-    found = prepare(options.dataset, split, folders.data_root, folders.datasets)
+    found = prepare(options.dataset, options.decoded_split, folders.data_root, folders.datasets)
     return found if options.validation is None else hold_out(found, options.validation, folders.datasets)
 
 

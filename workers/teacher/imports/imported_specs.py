@@ -221,3 +221,14 @@ def check_content(caches: Mapping[Split, CacheSpec], splits: Mapping[Split, Know
                 f"{spec.samples:,} samples have the fingerprint {spec.dataset_fingerprint[:12]}, the dataset's "
                 f"{known.samples:,} {known.fingerprint[:12]}): import logits of this dataset"
             )
+
+
+def unmeasured_warnings(caches: Collection[Split], facts: Collection[Split]) -> list[str]:
+    """Warn of splits that a job uses and no logits were imported of."""
+    without = [split for split in facts if split not in caches]
+    if not without:
+        return []
+    return [
+        f"no logits of the {' and '.join(without)} split were imported: students are measured there, and their "
+        "agreement with a teacher is not"
+    ]

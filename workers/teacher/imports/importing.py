@@ -75,7 +75,7 @@ def import_in_process(task: ImportTask, timeout_s: float) -> ImportedCache:
     if done is None:
         raise InvalidLogits(
             f"importing took more than {timeout_s:g} s (RETORT_IMPORT_TIMEOUT_S), decoding the dataset included: raise "
-            "it, or post a job on this dataset first, which decodes it"
+            "it, or decode the dataset first: `retort datasets prepare`"
         )
     answer = None
     with contextlib.suppress(ValidationError):

@@ -32,6 +32,7 @@ class ImportOptions(Spec):
         dtype: None keeps float16, and takes float32 for the rest.
         encoding: None is dense, and of top-k sparse where that saves room; of other splits than train always dense.
         accept_teacher: import them although their accuracy, or the order of their classes, is doubted.
+        prepare: decode the dataset within the request, however large it is.
         source: where they come from, for people.
     """
 
@@ -46,7 +47,13 @@ class ImportOptions(Spec):
     dtype: Literal["float16", "float32"] | None = None
     encoding: Encoding | None = None
     accept_teacher: Flag = False
+    prepare: Flag = False
     source: Annotated[str, Field(max_length=SOURCE_MAX)] = ""
+
+    @property
+    def decoded_split(self) -> Split:
+        """Split that has to be decoded: a holdout is cut from train."""
+        return self.split if self.validation is None else "train"
 
     @model_validator(mode="after")
     def _measured_is_plain_and_exact(self) -> "ImportOptions":

@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict
 
 from store.spec import StoredKind
 from workers.errors import ContractViolation
+from workers.events import PreflightChecked
+from workers.teacher.preflight.session import TeacherSession
 
 
 class WithoutLabels(BaseModel):
@@ -84,6 +86,23 @@ class PreflightReport(BaseModel):
     def accepted(self) -> tuple[str, ...]:
         """The refusals as warnings of a job that insists."""
         return tuple(f"{refusal} It is used as it is, for the job says accept_teacher" for refusal in self.refusals)
+
+    def event(self, on_views: "ViewsReport | None", forwards: int, session: TeacherSession) -> PreflightChecked:
+        """Event of a check that was made now, on plain pictures and on views of them; ``forwards`` passes for both."""
+        judged = self.without_labels
+        return PreflightChecked(
+            rows=self.rows,
+            forwards=forwards,
+            accuracy=self.accuracy,
+            views_accuracy=on_views.accuracy if on_views else None,
+            chance=self.chance,
+            labelled=self.labelled,
+            entropy=None if judged is None else judged.entropy,
+            agreement=None if judged is None else judged.agreement,
+            output_kind=self.output_kind,
+            provider=session.provider,
+            provider_reason=session.provider_reason,
+        )
 
 
 class ViewsReport(BaseModel):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from workers.augmentation.apply import to_input
 from workers.config.teacher import Preprocessing
 from workers.errors import WorkerError
+from workers.garbage import collection_paused
 from workers.teacher.teacher import Teacher
 
 # float32 convolutions in another order of summation differ by about 1e-5 of the largest logit.
@@ -82,7 +83,7 @@ def export_onnx(student: Student, path: Path, images_BHWK: np.ndarray) -> Export
     if student.temperature is not None:
         network, names = _WithProbabilities(network, student.temperature).eval(), ["logits", "probabilities"]
     inputs = to_input(torch.from_numpy(images_BHWK), student.preprocessing, channels_last=False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), collection_paused():
         # torch.export warns about its own internals; the file is judged by running it, below.
         warnings.simplefilter("ignore")
         onnx_program = torch.onnx.export(

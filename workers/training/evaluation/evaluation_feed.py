@@ -15,7 +15,7 @@ from workers.data.preparation.prepared import Dataset
 from workers.training.feed.batches import ALL, BatchShare, TrainingBatch, ViewBatch
 from workers.training.feed.on_device import SplitPictures
 from workers.training.feed.prefetch import prefetch
-from workers.training.teacher_rows import TeacherRows
+from workers.training.training_feed import TeacherRows
 
 
 class EvaluationFeed:

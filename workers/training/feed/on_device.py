@@ -1,6 +1,6 @@
 """Pictures of a split: on the device if they fit there, else mapped on the host, or decoded when asked for.
 
-Legend: N samples, B of a step, H x W pixels, K channels.
+Legend: N samples, B of a step, H x W pixels, K channels, C classes.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from store import CacheSpec
 from workers.augmentation.apply import apply_all
 from workers.augmentation.draw import ViewParameters, pictures_of
 from workers.config.views import Augmentation
@@ -29,6 +30,14 @@ def fits(tensor_bytes: int, device: torch.device) -> bool:
     free, total = torch.cuda.mem_get_info(device)
     allowed = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
     return tensor_bytes < _RESIDENT_SHARE * min(free, allowed)
+
+
+def room_for_logits(spec: CacheSpec, device: torch.device) -> Tensor | None:
+    """Memory on a GPU for one view's logits [N, C], in the cache's dtype, not initialised; None if they do not fit."""
+    if not fits(spec.samples * spec.row_bytes, device):
+        return None
+    dtype = torch.from_numpy(np.empty(0, spec.numpy_dtype)).dtype
+    return torch.empty((spec.samples, spec.classes), dtype=dtype, device=device)
 
 
 class SplitPictures:
@@ -107,6 +116,18 @@ class TrainingPictures(SplitPictures):
         """End the wait of a thread for pictures that are not needed any more."""
         if self._stream is not None:
             self._stream.leave()
+
+    def leaving(self, waiting: Callable[[], None]) -> Callable[[], None]:
+        """``waiting``, and ``leave`` where it raises."""
+
+        def ask() -> None:
+            try:
+                waiting()
+            except BaseException:
+                self.leave()
+                raise
+
+        return ask
 
     def close(self) -> None:
         """End the worker processes, if there are any."""

@@ -8,17 +8,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from workers.config.training import Adam, AdamW, CosineSchedule, OneCycleSchedule, RmsProp, Sgd, Training
+from workers.config.schedules import CosineSchedule, OneCycleSchedule
+from workers.config.training import Adam, AdamW, RmsProp, Sgd, Training
 from workers.training.optimization.parameter_groups import Groups
 
 _Kind = TypeVar("_Kind", bound=torch.optim.Optimizer)
 
 
 def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of one update (``step`` from 0), after warm-up and schedule."""
-    warmup_steps = training.warmup_epochs * steps_per_epoch
-    total_steps = training.epochs * steps_per_epoch
-    schedule = training.schedule
+    """The learning rate of one update (``step`` from 0), after warm-up, schedule and restarts."""
+    phase = next(phase for phase in training.phases if step < phase.end * steps_per_epoch)
+    epochs, step = phase.end - phase.begin, step - phase.begin * steps_per_epoch
+    warmup_steps, total_steps = phase.warmup_epochs * steps_per_epoch, epochs * steps_per_epoch
+    schedule = phase.schedule
     if step < warmup_steps:
         factor = min((step + 1) / warmup_steps, 1.0)
     elif isinstance(schedule, OneCycleSchedule):
@@ -28,9 +30,9 @@ def learning_rate(training: Training, step: int, steps_per_epoch: int) -> float:
         factor = schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
     else:
         epoch = step // steps_per_epoch
-        passed = sum(epoch >= boundary for boundary in schedule.boundaries(training.epochs))
+        passed = sum(epoch >= boundary for boundary in schedule.boundaries(epochs))
         factor = schedule.gamma**passed
-    return training.optimizer.lr * factor
+    return phase.learning_rate * factor
 
 
 def _one_cycle(schedule: OneCycleSchedule, step: int, steps: int) -> float:

@@ -1,4 +1,4 @@
-"""Inference stage of a job: its caches are built, what the process emits is stored, and its end is judged."""
+"""Checks of a job by the process that builds its caches: of which runs, and what follows where it does not end well."""
 
 from bisect import bisect_right
 from collections.abc import Set
@@ -12,20 +12,15 @@ from service.engine.active_jobs import CACHES, LOST_ATTEMPTS_MAX, ActiveJob, Wor
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
 from service.engine.failures import error_of_work, is_worth_a_whole_gpu, is_worth_another_device
-from service.engine.progress import CacheProgress
 from workers.backoff import LOST_ATTEMPTS_EVER_MAX
 from workers.cluster.outcomes import TaskOutcome
 from workers.config.job import JobSpec
-from workers.config.task import CachesTask
-from workers.teacher.cache_plan import CachePlan
-from workers.teacher.forwards import forwards_needed
-from workers.texts import without_folders
 
 log = structlog.get_logger("retort.engine")
 
 
-class CacheStage:
-    """Builds the caches of jobs, each in a process of its own.
+class CacheChecks:
+    """Choice of the runs that the process building a job's caches checks, and judgement of caches that it cannot build.
 
     Args:
         context: of the engine.
@@ -36,32 +31,7 @@ class CacheStage:
         self._context, self._endings = context, endings
         self._queries, self._disk = context.queries, context.disk
 
-    def begin(self, job: ActiveJob) -> None:
-        """Start the process that builds the caches of a job, or say that the disk keeps it from that."""
-        if self._disk.fault is not None:
-            self._context.record_waiting(job, {job.waiting[0]: self._disk.fault.message})
-            return
-        if job.has_built:
-            # A new attempt, because a new actor numbers its events from the start; the state stays what it is.
-            adopted = self._queries.adopt_job(job.id)
-            if adopted is None:
-                self._endings.forget(job.id)
-                return
-            job.attempt = adopted.attempt
-            job.progress = CacheProgress(self._context.forwards_in(job.id), adopted.teacher_forwards)
-        job.has_built = True
-        context = self._context
-        task = CachesTask(
-            job=self._spec_to_check(job),
-            folders=context.folders,
-            gpu_share=context.capacity.inference_share_of(job.spec.training, whole=CACHES in job.whole),
-            quota_bytes=context.settings.caches_max_bytes,
-            forwards=job.progress.forwards_in,
-            confine_on_gpu=context.settings.confine_on_gpu,
-        )
-        job.caches = Work(context.cluster.build_caches(task), job.attempt)
-
-    def _spec_to_check(self, job: ActiveJob) -> JobSpec:
+    def spec_to_check(self, job: ActiveJob) -> JobSpec:
         """The job, or, once runs were added to it, those of its runs that wait; block by block if that has failed."""
         if not job.spec.added:
             job.checking = frozenset(job.states)
@@ -80,42 +50,11 @@ class CacheStage:
                 blocks.setdefault(0 if run.attempt else bisect_right(ends, run.index), []).append(run)
         return [blocks[number] for number in sorted(blocks)]
 
-    def _begun(self, job: ActiveJob) -> set[str]:
+    def begun(self, job: ActiveJob) -> set[str]:
         """Runs that were checked before, by an earlier engine say: they have begun."""
         return {run.id for run in self._queries.runs(job.id) if run.attempt}
 
-    def poll(self, job: ActiveJob, work: Work) -> None:
-        """Store what the process has emitted since the last look, and what follows from its end."""
-        events, outcome = work.task.poll()
-        outcome = self._context.shown(outcome)
-        if events:
-            events = without_folders(events, self._context.folder_names)
-            progress = job.progress.columns(events)
-            self._queries.record_events(job.id, None, job.attempt, events, progress=progress)
-            work.task.acknowledge(events)
-            if any(event.get("rows_inferred") for _, event in events):
-                if job.backoffs.pop(CACHES, None) is not None:
-                    self._queries.update_job(job.id, attempt=job.attempt, backoff=None)
-                job.without_device.discard(CACHES)
-                self._disk.has_got_on(job.id)
-        if outcome is None:
-            return
-        if outcome.value is not None:
-            job.cache_plan = CachePlan.model_validate(outcome.value["plan"])
-            job.checked |= job.checking | self._begun(job)
-            needed = forwards_needed(job.spec, job.cache_plan) if job.spec.added else None
-            columns = job.progress.columns_at_end(job.cache_plan, outcome.value, needed)
-            self._queries.update_job(job.id, attempt=job.attempt, **columns)
-            job.backoffs.pop(CACHES, None)
-            self._disk.has_got_on(job.id)
-        # Its process holds the caches, so it ends after they were taken; unfinished ones as well.
-        self._context.leases.take(job.id, job.progress.caches.values())
-        work.task.close()
-        job.caches = None
-        if outcome.value is None:
-            self._judge(job, work, outcome)
-
-    def _judge(self, job: ActiveJob, work: Work, outcome: TaskOutcome) -> None:
+    def judge(self, job: ActiveJob, work: Work, outcome: TaskOutcome) -> None:
         """Decide what comes of caches that are not complete: they are built again, set aside, or the job fails."""
         # Beside what it has emitted: batches of blocks that were under way.
         self._queries.update_job(job.id, attempt=job.attempt, teacher_forwards=job.progress.forwards())
