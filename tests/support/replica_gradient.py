@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
 
 from workers.methods.catalog import parse_method
 from workers.objective.objective import objective
@@ -19,12 +20,20 @@ from workers.training.optimization.distributed import Replicas
 _ROWS, _CLASSES = 32, 7
 
 
+def _normalising() -> nn.Module:
+    """Every kind of batch normalisation that is made whole."""
+    first = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()
+    second = nn.Conv2d(8, 8, 3, bias=False), BatchNormAct2d(8, act_layer=nn.SiLU)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, _CLASSES)
+    return nn.Sequential(*first, *second, *head)
+
+
 def gradients(replicas: Replicas) -> dict[str, Tensor]:
-    """Of a small ResNet in float64, by method and parameter; statistics of batch normalisation beside them."""
+    """Of small networks in float64, by method and parameter; statistics of batch normalisation beside them."""
     found = {}
-    for method in ("kd", "dist", "mlkd"):
+    for method in ("kd", "dist", "mlkd", "dkd"):
         torch.manual_seed(3)
-        network = build_student("resnet8", _CLASSES).double().train()
+        network = (_normalising() if method == "dkd" else build_student("resnet8", _CLASSES)).double().train()
         replicas.normalise_whole_batches(network)
         pictures = torch.randn(_ROWS, 3, 16, 16, dtype=torch.float64)
         labels_B = torch.randint(_CLASSES, (_ROWS,))

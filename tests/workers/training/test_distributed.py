@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.digits import SMALL, Digits, weights
 from tests.support.replica_gradient import gradients
@@ -17,6 +18,7 @@ from tests.workers.training.test_loop_groups import train_in_a_process
 from workers.config.schedules import StepSchedule
 from workers.config.task import TrainingTask
 from workers.config.training import Ema, Sgd, Training
+from workers.errors import InvalidJob
 from workers.events import ignore, never
 from workers.run_files import CHECKPOINT
 from workers.students.build import build_student
@@ -100,6 +102,17 @@ def test_the_gradient_in_float64_is_that_of_one_process(tmp_path: Path) -> None:
     for name, gradient in alone.items():
         assert gradient.norm() > 0, name
         assert (gradient - together[name]).norm() <= 1e-9 * gradient.norm(), name
+
+
+def test_batch_normalisation_that_cannot_be_made_whole_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas = Replicas(0, 1, tmp_path, torch.device("cpu"))
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    replicas.normalise_whole_batches(network)
+    monkeypatch.setattr(replicas, "count", 2)
+    with pytest.raises(InvalidJob, match=r"'1' is a BatchNorm3d, .* train it in one process"):
+        replicas.normalise_whole_batches(network)
 
 
 @pytest.mark.slow

@@ -25,8 +25,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from workers.errors import PeerLost, first_line
+from workers.errors import InvalidJob, PeerLost, first_line
 from workers.training.feed.batches import BatchShare
 
 _PATIENCE = timedelta(minutes=10)
@@ -113,15 +114,23 @@ class Replicas:
             parameter.grad = torch.empty_like(parameter).copy_(part.view_as(gradient))
 
     def normalise_whole_batches(self, network: nn.Module) -> None:
-        """Let every batch normalisation of the network see the whole batch; names and values of its state stay."""
+        """Let every batch normalisation of the network see the whole batch; names and values of its state stay.
+
+        Raises:
+            InvalidJob: the network has one of another kind, whose statistics would be of a share of the batch.
+        """
         if self.count == 1:
             return
-        for module in network.modules():
-            # In place, so that its parameters stay the ones that an optimizer may know.
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = WholeBatchNorm2d
-            elif type(module) is nn.BatchNorm1d:
-                module.__class__ = WholeBatchNorm1d
+        for name, module in network.named_modules():
+            if isinstance(module, _BatchNorm):
+                kind = type(module).__name__
+                if kind not in _WHOLE:
+                    raise InvalidJob(
+                        f"the student's {name!r} is a {kind}, whose statistics would be of one process's share of a "
+                        f"batch: train it in one process, or use {', '.join(_WHOLE)}"
+                    )
+                # In place, so that its parameters stay the ones that an optimizer may know.
+                module.__class__ = _WHOLE[kind]
 
 
 class _Sum(torch.autograd.Function):
@@ -151,6 +160,24 @@ class WholeBatchNorm1d(nn.BatchNorm1d):
 
     def forward(self, x_bK: Tensor) -> Tensor:
         return _over_all(self, x_bK) if self.training else super().forward(x_bK)
+
+
+class WholeBatchNormAct2d(WholeBatchNorm2d):
+    """As ``WholeBatchNorm2d``, with the dropout and the activation that follow it in timm's ``BatchNormAct2d``."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x_bKHW: Tensor) -> Tensor:
+        y_bKHW: Tensor = self.act(self.drop(super().forward(x_bKHW)))
+        return y_bKHW
+
+
+_WHOLE: dict[str, type[_BatchNorm]] = {
+    "BatchNorm2d": WholeBatchNorm2d,
+    "BatchNorm1d": WholeBatchNorm1d,
+    "BatchNormAct2d": WholeBatchNormAct2d,
+}
 
 
 def _over_all(norm: WholeBatchNorm1d | WholeBatchNorm2d, x: Tensor) -> Tensor:
