@@ -17,7 +17,6 @@ from workers.cluster.pool_events import PoolProgress, WaitingLog
 from workers.config.task import InferenceTask
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop
-from workers.garbage import collection_paused
 
 if TYPE_CHECKING:
     from workers.teacher.teacher import Teacher
@@ -143,8 +142,7 @@ class InferenceActor(Actor):
         Returns:
             ``provider``, ``reason`` and ``warnings``.
         """
-        with collection_paused():
-            from workers.teacher.inference import infer_with, open_teacher
+        from workers.teacher.inference import infer_with, open_teacher
 
         task = InferenceTask.model_validate_json(task_json)
         # Both splits of a job have one teacher on one device: its session does not depend on whose blocks it infers.

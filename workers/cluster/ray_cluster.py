@@ -206,8 +206,7 @@ class CachesActor(Actor):
             from workers.teacher.plan_caches import plan_caches
 
         task = CachesTask.model_validate_json(task_json)
-        job, folders = task.job, task.folders
-        slot = self._slots[0]
+        job, folders, slot = task.job, task.folders, self._slots[0]
         emit, should_stop = partial(self._emit, slot), slot.stopping.is_set
         # The preflight is some hundred rows, here, on the CPU: Ray shows no GPU to an actor without a share.
         # So no device but an explicit CPU need be named; the pool names that of its actors.

@@ -38,7 +38,7 @@ def _of_extensions(jobs: Sequence[JobRecord]) -> Iterator[str]:
         if extends := job.plan.get("extends"):
             before = extends["training"]["epochs"]
             yield f"the run of {job.id} goes on from {extends['run']}, which has trained its first {before} epochs"
-        for restart in job.plan["training"].get("restarts", ()):
+        for restart in job.plan.get("training", {}).get("restarts", ()):
             yield (
                 f"runs of {job.id} restart warm after {restart['after_epochs']} epochs: learning rate "
                 f"{restart['learning_rate']:g}, schedule {restart['schedule']['kind']}"
