@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import lru_cache
 
@@ -31,7 +31,8 @@ def use_of(entry: CacheEntry, catalog: Catalog, database: Database) -> CacheUse 
     for run in trained_runs(database, ids):
         runs[run.job_id].append(run)
     trained = {job.id: spec.samples - _held_out(job, spec, catalog) for job in jobs}
-    users = [_user(job, runs[job.id], spec, trained[job.id]) for job in jobs]
+    begun = {run.id for of_job in runs.values() for run in of_job if run.epoch}
+    users = [_user(job, runs[job.id], spec, trained[job.id], begun=begun) for job in jobs]
     events = cache_events(database, ids)
     inferred = sum(int(data["rows_inferred"]) for _, data in events if data["cache"] == spec.key)
     needed = sum(user.forwards for user in users)
@@ -51,15 +52,26 @@ def use_of(entry: CacheEntry, catalog: Catalog, database: Database) -> CacheUse 
     )
 
 
-def _user(job: UsingJob, runs: Sequence[TrainedRun], spec: CacheSpec, trained: int) -> CacheUser:
+def _user(
+    job: UsingJob, runs: Sequence[TrainedRun], spec: CacheSpec, trained: int, *, begun: Collection[str]
+) -> CacheUser:
     """Forward passes of a live teacher for what a job's runs have trained until now.
 
-    Counted as ``workers.teacher.forwards.forwards_needed`` does, for the epochs that are done.
+    Counted as ``workers.teacher.forwards.forwards_needed`` does, for the epochs that are done: those of a run that is
+    extended are that one's, and so is the split that both are measured on, if it is among the users.
+
+    Args:
+        trained: pictures of an epoch.
+        begun: runs of all users that have trained an epoch, by id.
     """
-    shown = [(run.epoch, _views(json.dumps(run.method_spec, sort_keys=True))) for run in runs]
+    extends = job.plan.get("extends")
+    before = extends["training"]["epochs"] if extends else 0
+    shown = [(max(0, run.epoch - before), _views(json.dumps(run.method_spec, sort_keys=True))) for run in runs]
     distilling = [(epoch, views) for epoch, views in shown if views]
     if spec.split == "train":
         forwards = sum(epoch * views for epoch, views in distilling) * trained
+    elif extends and extends["run"] in begun:
+        forwards = 0
     else:
         forwards = sum(epoch > 0 for epoch, _ in distilling) * spec.samples
     return CacheUser(

@@ -25,11 +25,12 @@ class UsingJob(NamedTuple):
 
 
 class TrainedRun(NamedTuple):
-    """Run with the epochs that it has trained until now: columns of ``RunRecord``."""
+    """Run with the epochs that it has until now, those of a run that it extends included: columns of ``RunRecord``."""
 
     job_id: str
     method_spec: Json
     epoch: int
+    id: str
 
 
 def caches_of_live_jobs(session: Session, job_ids: Collection[str] | None = None) -> dict[str, list[str]]:
