@@ -10,7 +10,6 @@ The files that the process may open bound their number: without one for its data
 
 import asyncio
 import fcntl
-import resource
 import struct
 import termios
 from collections import Counter
@@ -28,11 +27,11 @@ from uvicorn.server import ServerState
 
 from service.api.rate_limits import address_group
 from service.api.sockets import Socket
+from service.operations.open_files import open_files_max
 
 # Beside connections: about 15 at rest, two for each of 40 connections to SQLite, those of uploads and inspections, and
 # connections that were accepted and not counted yet, or closed and not gone yet (five turns of the event loop).
 FILES_RESERVED = 144
-FILES_WANTED = 65_536
 TOTAL_MAX = 10_000
 TOTAL_MIN = 8
 # At a turn of the event loop. Three turns pass until a connection is read, and a health check on a spare one must not
@@ -49,20 +48,6 @@ LOOKED_AT = 16
 # In a request's state: it came over a spare connection.
 IS_SPARE = "is_spare"
 log = structlog.get_logger("service.api.connections")
-
-
-def open_files_max() -> int | None:
-    """Limit of open files of this process; None for any number."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft
-
-
-def raise_open_files() -> None:
-    """Raise the soft limit of open files, often 1,024, towards the hard one; at most to ``FILES_WANTED``."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, FILES_WANTED)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def connections_max(wanted: int | None) -> int:

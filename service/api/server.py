@@ -14,12 +14,13 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.api.auth import check_binding, has_keys
-from service.api.connections import ACCEPTED_AT_ONCE, Connection, raise_open_files
+from service.api.connections import ACCEPTED_AT_ONCE, Connection
 from service.api.dependencies import Context
 from service.api.page import add_page, is_page_installed
 from service.api.sockets import MESSAGE_BYTES_MAX, Socket
 from service.logs import begin_log
 from service.operations.data_dir import open_database
+from service.operations.open_files import raise_open_files
 from service.settings import Settings
 from service.webhooks.signature import load_secrets
 from workers import signals

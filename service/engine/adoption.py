@@ -25,11 +25,13 @@ def adopt_jobs(context: EngineContext, endings: Endings, begin: Callable[[JobRec
         LeaseLost: another engine leads.
     """
     queries = context.queries
+    unfinished = queries.unfinished_jobs()
+    at_work = {job.id for job in unfinished}
     # All of them before the first job makes room for itself.
     for job_id, keys in queries.caches_in_use().items():
-        context.leases.take(job_id, keys)
+        context.leases.take(job_id, keys, waits=job_id not in at_work)
     actor_groups: dict[str, int] = {}
-    for job in queries.unfinished_jobs():
+    for job in unfinished:
         adopted = queries.adopt_job(job.id)
         if adopted is None:
             endings.forget(job.id)

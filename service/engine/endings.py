@@ -60,7 +60,7 @@ class Endings:
     def forget(self, job_id: str) -> None:
         """Work no more on a job that has ended or is paused.
 
-        Its caches are released if it has ended, see ``release_caches``.
+        Its caches are released if it has ended: the next job may need their place.
         """
         job = self._context.jobs.pop(job_id, None)
         if job is not None:
@@ -71,16 +71,9 @@ class Endings:
         for run in self._queries.runs(job_id):
             self._sweep(run, keeps)
         if self._queries.states(job_id)[0] not in LIVE:
+            self._context.leases.release(job_id)
             # Their sum is stored.
             shutil.rmtree(self._context.forwards_in(job_id), ignore_errors=True)
-
-    def release_caches(self) -> None:
-        """Release the cache leases of jobs that have ended, while they were paused as well: nobody else comes by."""
-        leases = self._context.leases
-        waiting = leases.job_ids - self._context.jobs.keys()
-        if waiting:
-            for ended in waiting - self._queries.caches_in_use(waiting).keys():
-                leases.release(ended)
 
     def sweep(self, run: RunRecord) -> None:
         """Remove what no later attempt, and nobody who retries the run, has a use for.

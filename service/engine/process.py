@@ -23,6 +23,7 @@ from service.engine.scheduler import Scheduler
 from service.errors import InvalidSettings, LeaseLost, RayFailed
 from service.gpus import GpuReport, GpuWatch
 from service.operations.data_dir import open_database
+from service.operations.open_files import raise_open_files
 from service.operations.readiness import EngineParts
 from service.settings import Settings
 from workers import signals
@@ -57,6 +58,7 @@ def run_engine(settings: Settings) -> None:
         RayFailed: Ray does not start, ``RAY_STARTS_MAX`` times in a row.
     """
     _check_visible_gpus(settings)
+    raise_open_files()
     with open_database(settings) as database:
         # A number alone is not enough: after a restart in a container the new process has the old one's.
         queries = EngineQueries(database, f"{_machine()}:{os.getpid()}:{secrets.token_hex(4)}")

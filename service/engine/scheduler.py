@@ -28,6 +28,7 @@ from service.db.states import TERMINAL, State
 from service.engine.active_jobs import ACTIVE_JOBS_EVER_MAX, CACHES, ActiveJob, Work, has_turn
 from service.engine.adoption import adopt_jobs
 from service.engine.cache_checks import CacheChecks
+from service.engine.cache_leases import LeaseKeeper
 from service.engine.capacity import slots_of
 from service.engine.context import EngineContext
 from service.engine.endings import Endings
@@ -48,8 +49,6 @@ from workers.texts import without_folders
 
 log = structlog.get_logger("retort.engine")
 
-# Queued jobs that are looked at: more are not posted between two ticks.
-_NEWEST = 200
 _POLL_S = 0.05
 
 
@@ -91,8 +90,7 @@ class Scheduler:
         self._endings = Endings(context)
         self._cache_checks = CacheChecks(context, self._endings)
         self._run_stage = RunStage(context, self._endings)
-        # Queued jobs at the last tick.
-        self._looked_at: set[str] = set()
+        self._lease_keeper = LeaseKeeper(queries, context.leases)
         self._etas = EtaKeeper(EtaQueries(queries.database, queries.holder), Catalog(context.folders.caches))
 
     # ---------------------------------------------------------------------------------------------------- the loop
@@ -123,7 +121,7 @@ class Scheduler:
         for job in list(self._jobs.values()):
             with bound_contextvars(job_id=job.id):
                 self._advance(job)
-        self._hold_imported()
+        self._lease_keeper.look(self._jobs.keys())
         while self._disk.fault is None and len(self._jobs) < ACTIVE_JOBS_EVER_MAX:
             claimed = self._queries.claim_job(partial(has_turn, self._jobs.values()))
             if claimed is None:
@@ -131,16 +129,7 @@ class Scheduler:
             log.info("job claimed", job_id=claimed.id)
             self._begin(claimed)
         start_runs(self._context)
-        self._endings.release_caches()
         self._etas.look(slots_of(self._context.capacity))
-
-    def _hold_imported(self) -> None:
-        """Hold the caches that new jobs name before they have their turn: nobody can make imported ones anew."""
-        queued = set(self._queries.newest_queued(_NEWEST))
-        if new := queued - self._looked_at:
-            for job_id, keys in self._queries.caches_in_use(new).items():
-                self._context.leases.take(job_id, keys)
-        self._looked_at = queued
 
     def put_down(self, patience_s: float) -> None:
         """Have every run leave a checkpoint and end, so that the next engine goes on from there.

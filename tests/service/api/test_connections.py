@@ -36,7 +36,6 @@ from service.api.connections import (
     Connections,
     Waits,
     connections_max,
-    raise_open_files,
 )
 from service.api.dependencies import KEY_HEAVY_MAX, Context
 from service.api.rate_limits import KeyedSemaphore, address_group
@@ -44,6 +43,8 @@ from service.api.routes import health, teachers
 from service.cli.processes.supervisor import free_port
 from service.db.keys.scopes import Scope
 from service.errors import InvalidRequest, SlowBody
+from service.operations import open_files
+from service.operations.open_files import raise_open_files
 from service.settings import Settings
 from store import CacheNotFound, Catalog
 from tests.service.api.test_metrics import scrape, value
@@ -620,7 +621,7 @@ def test_address_counts_as_its_network(address: str, group: str) -> None:
 def test_connections_are_no_more_than_there_are_files_for(
     monkeypatch: pytest.MonkeyPatch, wanted: int | None, files: int, there_are: int
 ) -> None:
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (files, files))
+    monkeypatch.setattr(open_files.resource, "getrlimit", lambda _: (files, files))
     assert connections_max(wanted) == there_are
 
 
@@ -632,8 +633,8 @@ def test_limit_of_open_files_is_raised_as_far_as_is_allowed(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, raised: int | None
 ) -> None:
     given: list[tuple[int, int]] = []
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: given.append(limits))
+    monkeypatch.setattr(open_files.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(open_files.resource, "setrlimit", lambda _, limits: given.append(limits))
     raise_open_files()
     assert given == ([] if raised is None else [(raised, hard)])
 

@@ -2,29 +2,37 @@
 
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
+from sqlalchemy import event
 
 from service.cli import main
 from service.db.database import Database, upgrade_to_head
 from service.db.engine_queries import EngineQueries
 from service.db.models import JobRecord
 from service.db.queries.api_queries import ApiQueries
-from service.engine.cache_leases import CacheLeases
+from service.db.states import State
+from service.db.transitions import transition
+from service.engine import cache_leases, process
+from service.engine.cache_leases import CacheLeases, LeaseKeeper
 from service.engine.scheduler import Scheduler
 from service.gpus import GpuWatch
+from service.operations.open_files import FILES_WANTED
 from service.operations.readiness import EngineParts
 from store import Catalog
 from store.eviction import full_bytes
 from tests.service.api.test_routes import problem
 from tests.support.digits import Digits
 from tests.support.processes import Processes, events_until, job_of
-from tests.support.service_helpers import Api, add_job, make_settings, running_api
+from tests.support.service_helpers import Api, add_job, finish, make_settings, running_api
 from tests.support.store_cases import is_held, make_spec, write_cache
 from workers.cluster.ray_cluster import Cluster
 
@@ -123,6 +131,114 @@ def test_a_cache_that_was_made_again_is_held_again(tmp_path: Path) -> None:
     assert is_held(catalog, key)
 
 
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process may open no file beside those that it has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The smallest number that is free, which the next one would get.
+    with open(os.devnull) as file:
+        number = file.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_cache_without_a_file_left_for_its_lease_is_held_later(tmp_path: Path) -> None:
+    """And a lease is released then, though the last use cannot be noted."""
+    catalog = Catalog(tmp_path)
+    keys = [small_cache(tmp_path, seed) for seed in range(2)]
+    holds = CacheLeases(catalog)
+    holds.take("job_1", keys[:1])
+    with no_more_files():
+        holds.take("job_2", keys)
+        holds.release("job_1")
+    assert catalog.get(keys[0]).last_used_at is None
+    assert [is_held(catalog, key) for key in keys] == [False, False]
+    holds.retry(())
+    assert [is_held(catalog, key) for key in keys] == [True, True]
+    holds.release("job_2")
+    assert [is_held(catalog, key) for key in keys] == [False, False]
+    assert holds.job_ids == set()
+
+
+def test_jobs_that_wait_leave_files_to_those_that_are_worked_on(tmp_path: Path) -> None:
+    """Half of them; what several jobs name takes one."""
+    catalog = Catalog(tmp_path)
+    keys = [small_cache(tmp_path, seed) for seed in range(3)]
+    holds = CacheLeases(catalog, waiting_max=1)
+    for number, key in enumerate(keys):
+        holds.take(f"job_{number}", [keys[0], key], waits=True)
+    assert [is_held(catalog, key) for key in keys] == [True, False, False]
+    holds.retry({"job_2"})
+    assert [is_held(catalog, key) for key in keys] == [True, False, True]
+    for number in (0, 2):
+        holds.release(f"job_{number}")
+    assert [is_held(catalog, key) for key in keys] == [True, False, False]
+    holds.release("job_1")
+    assert not any(is_held(catalog, key) for key in keys)
+
+
+def test_an_engine_may_open_more_files_than_it_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    begins = RuntimeError("the engine begins")
+    monkeypatch.setattr(process, "open_database", Mock(side_effect=begins))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard - 1 if hard < FILES_WANTED else FILES_WANTED - 1, hard))
+    try:
+        with pytest.raises(RuntimeError, match=str(begins)):
+            process.run_engine(make_settings(tmp_path))
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(hard, FILES_WANTED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_queued_jobs_get_leases_whatever_their_age_and_cost_one_query_at_each_look(
+    tmp_path: Path, database: Database, queries: EngineQueries, api_queries: ApiQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an index alone; also one that is queued again, older than all others, until it ends."""
+    monkeypatch.setattr(cache_leases, "_IDS_MAX", 2)
+    catalog, key = Catalog(tmp_path / "caches"), small_cache(tmp_path / "caches")
+    keeper = LeaseKeeper(queries, CacheLeases(catalog, waiting_max=0))
+    oldest, *_ = [add_job(api_queries).id for _ in range(5)]
+    statements: list[tuple[str, Any]] = []
+
+    def look(*at_work: str) -> int:
+        """Reads of a look that is due, and of another one at once."""
+        del statements[:]
+        keeper._next_s = 0.0
+        keeper.look(at_work)
+        keeper.look(at_work)
+        return len(statements)
+
+    def note(_: object, __: object, statement: str, parameters: object, *___: object) -> None:
+        if statement.startswith("SELECT"):
+            statements.append((statement, parameters))
+
+    event.listen(database._reading, "before_cursor_execute", note)
+    # All of them, and five in twos; none names a cache, so none is asked again.
+    assert [look(), look()] == [1 + 3, 1]
+    if database.url.get_backend_name() == "sqlite":
+        with database.read() as session:
+            plan = session.connection().exec_driver_sql(f"EXPLAIN QUERY PLAN {statements[0][0]}", statements[0][1])
+            assert "COVERING INDEX" in plan.all()[0][3]
+    finish(queries, oldest)
+    look()
+    with database.write() as session:
+        job = session.get_one(JobRecord, oldest)
+        assert transition(session, job, State.QUEUED, {"caches": {"train": key}})
+    assert look() == 1 + 1
+    assert not is_held(catalog, key)
+    # There is room now, and the job is known to wait for it.
+    assert look(oldest) == 1
+    assert is_held(catalog, key)
+    assert queries.move_job(oldest, State.CANCELLED)
+    look()
+    assert not is_held(catalog, key)
+
+
 class _Watcher:
     """In a cluster's place: looks at the caches whenever work on a job's begins, and starts none."""
 
@@ -174,7 +290,7 @@ def test_an_engine_holds_the_caches_that_a_queued_job_names_before_it_has_its_tu
     engine = Scheduler(settings, queries, EngineParts(queries))
     engine.recover(cast("Cluster", watcher), GpuWatch(promised=0))
     add_job(api_queries)
-    [job_id] = queries.newest_queued(9)
+    [job_id] = queries.live_states()
     with database.write() as session:
         session.get_one(JobRecord, job_id).caches = {"train": key}
     # It is claimed in the first, and begins in the second.

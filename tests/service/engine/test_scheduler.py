@@ -312,6 +312,22 @@ def test_the_caches_of_a_paused_job_are_held_until_it_ends_by_the_next_engine_to
     assert not is_held(catalog, key)
 
 
+def test_the_caches_of_a_job_are_released_when_it_ends_for_the_next_one_may_need_their_place(bench: _Bench) -> None:
+    catalog = Catalog(bench.settings.caches_dir)
+    key = write_cache(bench.settings.caches_dir, make_spec(samples=100)).spec.key
+    task = _Task(inferred(5, key))
+    engine = bench.engine(task)
+    for _ in range(2):
+        engine.tick()
+    bench.job_control.cancel_job(bench.job_id)
+    engine.tick()
+    task.outcome = TaskOutcome(kind="stopped")
+    engine.tick()
+    assert bench.state is State.CANCELLED
+    assert catalog.get(key).last_used_at is not None
+    assert not is_held(catalog, key)
+
+
 @pytest.mark.parametrize(
     ("action", "state"), [(None, State.LOST), ("pause_run", State.PAUSED), ("cancel_run", State.CANCELLED)]
 )
