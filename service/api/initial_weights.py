@@ -16,7 +16,7 @@ from workers.errors import InvalidJob, InvalidStudentFile
 from workers.run_files import WEIGHTS
 from workers.student_files.fit import can_check, check_fit, check_program_fit
 from workers.students.catalog import OWN, PREFIX, plain_name
-from workers.students.program import EVALUATION_NOTE, is_uploaded, read_program
+from workers.students.program import is_uploaded, read_program
 from workers.students.weight_fit import Fit
 
 # Pixels a side, where only decoding tells how large the pictures are.
@@ -126,8 +126,8 @@ def check_weights(job: CheckedJob, context: Context) -> list[str]:
         program = read_program(context.settings.student_file_path(student.program))
         if classes and size is not None:
             program.check_input(student.name, classes, program.shape[0] or _RGB, min(size))
-        if program.is_evaluation:
-            notes.append(f"student {student.name!r} {EVALUATION_NOTE}")
+        if note := program.mode_note():
+            notes.append(f"student {student.name!r} {note}")
     for student in job.plan.all_students:
         fit = _checked_fit(student, classes, size, context)
         if fit is not None and not isinstance(student.init, str):

@@ -13,6 +13,7 @@ from workers.students.program_operators import (
     ARITHMETIC,
     CREATORS,
     DETACH_IN_PLACE,
+    EINSUM,
     IN_PLACE,
     SIZE,
     SURE_VIEWS,
@@ -109,7 +110,11 @@ def _source(node: AnyNode) -> str | None:
     """Value whose memory the outputs of a node may have; None if they have memory of their own."""
     if isinstance(node, DropoutNode | StochasticDepthNode):
         return node.input  # in evaluation, its output is its input
-    if not isinstance(node, Node) or node.op not in VIEWS | IN_PLACE or not node.args:
+    if not isinstance(node, Node) or node.op not in VIEWS | IN_PLACE | {EINSUM}:
         return None
     first = node.args[0]
+    if node.op == EINSUM:
+        operands = node.args[1]
+        # More than one are multiplied, which takes memory of its own.
+        first = operands[0] if isinstance(operands, list) and len(operands) == 1 else None
     return str(first["ref"]) if isinstance(first, dict) else None

@@ -28,14 +28,17 @@ from workers.students.program_operators import (
     DROPOUT_FORMS,
     DROPOUTS,
     DROPOUTS_IN_PLACE,
+    EINSUM,
+    IN_PLACE,
     MULTIPLY,
     OPERATORS,
     SIZE,
     SIZED,
+    VIEWS,
 )
 from workers.texts import shortened
 
-_COUNTER = "num_batches_tracked"
+_COUNTER, _AFFINE = "num_batches_tracked", ("weight", "bias")
 _POSITIONAL, _KEYWORD = 1, 2
 _RANDOM = ("bernoulli", "rand", "dropout", "normal", "uniform", "multinomial", "exponential", "aten.empty", "new_empty")
 _NAMED = 6
@@ -69,9 +72,9 @@ class NodeReader:
         *,
         shapes: Json,
     ) -> None:
-        self._pictures, self._state = pictures, {**parameters, **buffers}
+        self._pictures, self._parameters, self._buffers = pictures, parameters, buffers
         self._shapes = shapes
-        self.values = Values({pictures, *self._state, *constants})
+        self.values = Values({pictures, *parameters, *buffers, *constants})
         self.masks = RandomMasks(self.values)
         self.dropouts_in_place = self.masks.in_place
         self.is_evaluation = False
@@ -113,6 +116,7 @@ class NodeReader:
         }
         if len(args) + len(kwargs) != len(inputs):
             raise InvalidStudentFile(f"a call of {node['target']!r} has an argument that is not by position or name")
+        _check_first(node, args)
         if node["target"] in CREATORS_ANYWHERE:
             kwargs["device"] = {"device": "pictures"}
         return args, kwargs
@@ -146,7 +150,7 @@ class NodeReader:
         first = node["inputs"][0]["arg"].get("as_tensor") or {"name": ""}
         if first["name"] in self._counted:
             raise InvalidStudentFile(_used_twice(self._counted[first["name"]]))
-        module, _, last = str(self._state.get(first["name"], "")).rpartition(".")
+        module, _, last = str(self._buffers.get(first["name"], "")).rpartition(".")
         if last != _COUNTER:
             return False
         if module in self._counted.values():
@@ -156,7 +160,8 @@ class NodeReader:
 
     def _batch_norm(self, node: Json) -> NormNode:
         given = arguments_of(node)
-        names = {part: self._tensor_name(given[part]) for part in ("weight", "bias", "running_mean", "running_var")}
+        names = {part: _state_name(given[part], self._parameters) for part in _AFFINE}
+        names |= {part: _state_name(given[part], self._buffers) for part in ("running_mean", "running_var")}
         module = (names["running_mean"] or "").removesuffix(".running_mean")
         affine = names["weight"] is not None
         wanted: dict[str, str | None] = {
@@ -164,9 +169,16 @@ class NodeReader:
             "running_var": f"{module}.running_var",
         }
         wanted |= {part: f"{module}.{part}" if affine else None for part in ("weight", "bias")}
+        frozen = [name for part in _AFFINE if (name := _state_name(given[part], self._buffers))]
+        if frozen:
+            raise InvalidStudentFile(
+                f"batch normalisation {shortened(module, 80)!r} has buffers as weight or bias "
+                f"({', '.join(shortened(name, 80) for name in frozen)}), and a student trains them: make parameters of "
+                "them, or leave them out by affine=False"
+            )
         rank = len(self._shapes[reference(given["input"])]["sizes"])
         counter = f"{module}.{_COUNTER}"
-        if not module or names != wanted or rank not in (2, 3, 4) or counter not in self._state.values():
+        if not module or names != wanted or rank not in (2, 3, 4) or counter not in self._buffers.values():
             raise InvalidStudentFile(
                 f"the program has batch normalisation that is no torch.nn.BatchNorm1d or BatchNorm2d with running "
                 f"statistics: {named(node)}, of {shortened(module or 'no state', 80)!r}. Use these, or another "
@@ -204,9 +216,26 @@ class NodeReader:
         name = node["target"].split(".")[3].removesuffix("_")
         return DropoutNode(input=source, output=output, p=rate, form=next(x for x in DROPOUT_FORMS if x == name))
 
-    def _tensor_name(self, argument: Json) -> str | None:
-        """Name of the tensor of the state that an argument is; None of none."""
-        return None if argument.get("as_none") is True else self._state.get(reference(argument))
+
+def _state_name(argument: Json, names: Mapping[str, str]) -> str | None:
+    """Name of the tensor of a part of the state that an argument is; empty of others, None of none."""
+    return None if argument.get("as_none") is True else names.get(reference(argument), "")
+
+
+def _check_first(node: Json, args: Sequence[JsonValue]) -> None:
+    """Refuse a view, or an operator in place, whose tensor is not the first argument by position.
+
+    It would be seen as one of no memory (``conversion_memory``), and write to pictures or buffers.
+    """
+    op = node["target"]
+    is_first = bool(args) and isinstance(args[0], dict) and "ref" in args[0]
+    if op == EINSUM:
+        is_first = len(args) == 2 and isinstance(args[1], list)
+    if op in VIEWS | IN_PLACE | {EINSUM} and not is_first:
+        raise InvalidStudentFile(
+            f"a call of {named(node)} has not the tensor that it views or writes to by position: export the network "
+            "anew, for torch.export gives it so"
+        )
 
 
 def _check_attention(node: Json) -> None:

@@ -26,6 +26,8 @@ _DIVIDE, _MULTIPLY_IN_PLACE = {"div.Tensor", "div_.Tensor"}, "mul_.Tensor"
 _MULTIPLY = {"mul.Tensor", _MULTIPLY_IN_PLACE}
 _FLOAT = {"as_scalar_type": FLOAT32}
 _CLOSE = 1e-6
+# Probability of a one where a program names none: torch.export leaves out what is an argument's default.
+_HALF = 0.5
 # Operators that are read here alone.
 MASK_OPERATORS = frozenset(
     _ATEN + name for name in (*_MEMORY, *_UNIFORM, _DRAWN_OF, "bernoulli_.float", "floor_.default")
@@ -91,6 +93,10 @@ class RandomMasks:
         if source in self._masks:
             # Read once: each node of the safe form draws anew.
             return self._step(node, op, given, self._masks.pop(source))
+        if node["target"] in MASK_OPERATORS:
+            raise InvalidStudentFile(
+                f"the operator {named(node)} writes to a value that is no mask, and is taken on masks alone: {WAY_OUT}"
+            )
         if node["target"] in CREATORS and "size" in given and node["outputs"]:
             fill = given.get("fill_value") or {}
             level = number(fill) if fill.keys() & {"as_float", "as_int"} else None
@@ -149,7 +155,7 @@ class RandomMasks:
                 return self._node(node, mask, mask.input, "product")
             made = mask._replace(is_scaled=True)
         elif op == "bernoulli_.float" and mask.stage == "memory":
-            made = mask._replace(stage="drawn", keep=number(given["p"]))
+            made = mask._replace(stage="drawn", keep=number(given["p"]) if "p" in given else _HALF)
         elif op in _ADD and mask.stage == "uniform" and _is_number(other) and "alpha" not in given:
             made = mask._replace(stage="raised", keep=number(cast(Json, other)))
         elif op in _FLOOR and mask.stage == "raised":

@@ -12,6 +12,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from workers.errors import InvalidJob
 from workers.spec import Flag, Real, Spec
+from workers.students.program_operators import ATTENTION, ATTENTION_RATE, ATTENTION_RATE_NAME
 from workers.students.safetensors_header import read_header
 
 PREFIX = "uploaded/"
@@ -23,6 +24,11 @@ NODES_MAX = 20_000
 EVALUATION_NOTE = (
     "was exported for evaluation, in which stochastic depth and dropout of attention leave nothing in a program: it is "
     "trained without. To have them, call model.train() first, export it again and upload that"
+)
+UNCERTAIN_NOTE = (
+    "has nothing that says whether it was exported for training or for evaluation, which cannot be told then. Exported "
+    "after model.eval() it is trained without the stochastic depth and dropout of attention that its network may have: "
+    "in that case call model.train() first, export it again and upload that"
 )
 Extent = Annotated[int, Field(strict=True, ge=1)]
 DropoutForm = Literal["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"]
@@ -130,6 +136,14 @@ def outputs_of(node: AnyNode) -> tuple[str, ...]:
     return tuple(name for names in node.outputs for name in ((names,) if isinstance(names, str) else names))
 
 
+def _is_of_training(node: AnyNode) -> bool:
+    """Whether a node says that its program was exported for training."""
+    if not isinstance(node, Node):
+        return True
+    given = (*node.args[ATTENTION_RATE : ATTENTION_RATE + 1], node.kwargs.get(ATTENTION_RATE_NAME, 0.0))
+    return node.op == ATTENTION and any(given)
+
+
 class Program(Spec):
     """Graph of a classifier from pictures [B, K, H, W], float32, to logits [B, C].
 
@@ -154,6 +168,15 @@ class Program(Spec):
     nodes: Annotated[tuple[AnyNode, ...], Field(min_length=1, max_length=NODES_MAX)]
     output: str
     is_evaluation: Flag = Field(False, exclude_if=lambda given: not given)
+
+    def mode_note(self) -> str:
+        """Note of an export for evaluation, or of one that may be for it; empty where it was exported for training.
+
+        Batch normalisation, and what is drawn at random, are there in a program for training alone.
+        """
+        if self.is_evaluation:
+            return EVALUATION_NOTE
+        return "" if any(_is_of_training(node) for node in self.nodes) else UNCERTAIN_NOTE
 
     def check_input(self, name: str, classes: int, in_channels: int, image_side: int) -> None:
         """Refuse pictures or classes that the program was not exported for.

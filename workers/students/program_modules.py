@@ -11,9 +11,7 @@ from torch import Tensor, nn
 
 from workers.errors import InvalidJob
 from workers.students.program import DropoutNode, StochasticDepthNode
-
-# Position of attention's rate of dropout among its arguments.
-_RATE, _RATE_NAME = 4, "dropout_p"
+from workers.students.program_operators import ATTENTION_RATE, ATTENTION_RATE_NAME
 
 
 class FormOfDropout(nn.Module):
@@ -86,5 +84,5 @@ def _without_dropout(
     args: Sequence[object], kwargs: Mapping[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Arguments of attention, with a rate of 0."""
-    rest = {name: value for name, value in kwargs.items() if name != _RATE_NAME}
-    return (*args[:_RATE], *([0.0] if len(args) > _RATE else []), *args[_RATE + 1 :]), rest
+    rest = {name: value for name, value in kwargs.items() if name != ATTENTION_RATE_NAME}
+    return (*args[:ATTENTION_RATE], *([0.0] if len(args) > ATTENTION_RATE else []), *args[ATTENTION_RATE + 1 :]), rest

@@ -18,10 +18,14 @@ DROPOUT_FORMS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_d
 DROPOUTS_IN_PLACE = _aten(f"{form}_.default" for form in DROPOUT_FORMS)
 DROPOUTS = _aten(f"{form}.default" for form in DROPOUT_FORMS) | DROPOUTS_IN_PLACE
 ATTENTION = "torch.ops.aten.scaled_dot_product_attention.default"
+# Place and name of its rate of dropout among its arguments.
+ATTENTION_RATE, ATTENTION_RATE_NAME = 4, "dropout_p"
 SIZE = "torch.ops.aten.sym_size.int"
 # On sizes of tensors.
 MULTIPLY, DIVIDE = "_operator.mul", "_operator.floordiv"
 ARITHMETIC = frozenset({"_operator.add", "_operator.sub", MULTIPLY, DIVIDE})
+# Its output may share memory with what it reads, if that is one tensor.
+EINSUM = "torch.ops.aten.einsum.default"
 # Their outputs are always their first argument's memory.
 SURE_VIEWS = _aten(
     [
@@ -72,7 +76,7 @@ CREATORS = CREATORS_ANYWHERE | _aten(
 _OTHERS = _aten(
     [
         *("conv2d.default", "conv2d.padding", "conv1d.default", "conv1d.padding", "conv_transpose2d.input"),
-        *("linear.default", "matmul.default", "bmm.default", "mm.default", "addmm.default", "einsum.default"),
+        *("linear.default", "matmul.default", "bmm.default", "mm.default", "addmm.default"),
         *("layer_norm.default", "group_norm.default", "rms_norm.default", "lift_fresh_copy.default"),
         *("relu.default", "gelu.default", "silu.default", "hardswish.default", "hardsigmoid.default", "elu.default"),
         *(
@@ -107,6 +111,6 @@ _OTHERS = _aten(
 SIZED = _aten(["slice.Tensor", "narrow.default", "split.Tensor", "unflatten.int", "repeat_interleave.self_int"])
 # Checks that the export has written into the graph: the shapes are checked by running it.
 ASSERTIONS = _aten(["_assert_tensor_metadata.default", "_assert_scalar.default"])
-OPERATORS = VIEWS | IN_PLACE | CREATORS | _OTHERS | {ATTENTION, SIZE} | ARITHMETIC
+OPERATORS = VIEWS | IN_PLACE | CREATORS | _OTHERS | {ATTENTION, EINSUM, SIZE} | ARITHMETIC
 # Arguments of these types are objects in the safe form: {"dtype": NAME}, and {"device": "pictures"}.
 DTYPES = ("float32", "int64", "int32", "bool")

@@ -1,6 +1,7 @@
 """Trial of an uploaded program, in a confined process: a step of training and an evaluation. Loads torch."""
 
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from workers.students.program_network import build_program
 _SIDES, _CHANNELS = (64, 32, 224), 3
 # Of training without memory, where a job does not say it: more than the batches that are computed.
 _BATCH = 64
+# Pictures of a batch in evaluation: the job's, as far as so many values of pictures go, and so many at the least.
+_VALUES, _ROWS_MIN = 1 << 19, 8
 _TOLERANCE = 1e-3
 _NAMED = 4
 
@@ -84,14 +87,16 @@ def _mistake_of(network: nn.Module, program: Program, size: tuple[int, ...], bat
     if any(parameter.grad is not None and parameter.grad.is_sparse for parameter in network.parameters()):
         return "the program's embedding has sparse gradients, which no optimizer here takes: set sparse=False"
     with torch.no_grad():
-        x = _pictures(2, size)
-        both, *alone = (network.eval()(pictures) for pictures in (x, x[:1], x[1:]))
-    if not both.isfinite().all():
+        x = _pictures(max(_ROWS_MIN, min(batch, _VALUES // prod(size))), size)
+        both, many, *alone = (network.eval()(pictures) for pictures in (x[:2], x, x[:1], x[1:2], x[-1:]))
+    if not many.isfinite().all():
         return (
             "in evaluation the program's logits are not finite: look at the running statistics of its normalisations, "
             "or for what has grown so large"
         )
-    if not torch.allclose(both, torch.cat(alone), atol=_TOLERANCE, rtol=_TOLERANCE):
+    # A number that grows with the batch may be seen in a large one alone, and may be of some of its pictures.
+    together = torch.cat((both, many[:2], many[-1:]))
+    if not torch.allclose(together, torch.cat((*alone[:2], *alone)), atol=_TOLERANCE, rtol=_TOLERANCE):
         return "in evaluation the program's logits of a picture depend on the other pictures of its batch"
     # Sizes and shapes alone, so that a batch of any size is tried.
     with torch.no_grad():

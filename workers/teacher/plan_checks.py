@@ -22,7 +22,7 @@ from workers.onnx.checks.teacher_graph import check_picture
 from workers.onnx.sessions import smoke_test
 from workers.student_files.programs import try_program
 from workers.students.catalog import STUDENTS, check_batch_size, check_image_side, is_known_by_size
-from workers.students.program import EVALUATION_NOTE, read_program
+from workers.students.program import read_program
 
 # Of the process that tries an uploaded program.
 TRIAL_S = 120.0
@@ -75,8 +75,9 @@ def _try_upload(name: str, program: Path, train: Dataset, size: tuple[int, int],
         count = try_program(program, timeout_s=TRIAL_S, pictures=(rows, train.channels, *size))
     except InvalidStudentFile as error:
         raise InvalidJob(f"student {name!r} cannot be trained on these pictures: {error}") from error
-    note = f"; it {EVALUATION_NOTE}" if read.is_evaluation else ""
-    return f"student {name!r} has {count:,} parameters for {train.classes} classes{note}"
+    note = read.mode_note()
+    told = f"student {name!r} has {count:,} parameters for {train.classes} classes"
+    return f"{told}; it {note}" if note else told
 
 
 def check_initial_weights(job: JobSpec, train: Dataset, folders: Folders, emit: Emit) -> None:

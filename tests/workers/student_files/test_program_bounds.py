@@ -176,6 +176,12 @@ def _read_beside_relu(y: Tensor, head: nn.Module) -> Tensor:
     return logits
 
 
+def _by_einsum(y: Tensor, head: nn.Module) -> Tensor:
+    torch.einsum("bk->bk", y).add_(1.0)
+    logits: Tensor = head(y)
+    return logits
+
+
 def _in_turn(y: Tensor, head: nn.Module) -> Tensor:
     left, right = y.view(-1, 2, 8).add_(1.0).relu_().unbind(1)
     logits: Tensor = head(F.dropout(torch.cat((left, right), 1), 0.5, inplace=True))
@@ -186,6 +192,7 @@ def _in_turn(y: Tensor, head: nn.Module) -> Tensor:
     ("function", "message"),
     [
         (_read_beside_dropout, "by 'torch.ops.aten.dropout_.default', and reads that memory as 'view'"),
+        (_by_einsum, "by 'torch.ops.aten.add_.Tensor', and reads that memory as"),
         (_read_beside_relu, "by 'torch.ops.aten.relu_.default', and reads that memory as 'linear'"),
     ],
 )
@@ -193,6 +200,34 @@ def test_program_that_reads_what_it_has_written_to_under_another_name_is_refused
     function: Callable[[Tensor, nn.Module], Tensor], message: str, tmp_path: Path
 ) -> None:
     assert message in refusal(exported(_Inner(function), tmp_path / "p"))
+
+
+def _of_pictures_by_name(document: dict[str, Any]) -> None:
+    """Let the operator in place write to the pictures, which it is given by a name."""
+    [node] = nodes_of(document, "relu_.default")
+    node["inputs"][0].update(kind=2, arg={"as_tensor": {"name": "x"}})
+
+
+def _operands_by_name(document: dict[str, Any]) -> None:
+    for given in nodes_of(document, "einsum.default")[0]["inputs"]:
+        given["kind"] = 2
+
+
+@pytest.mark.parametrize(
+    ("function", "change", "operator"),
+    [
+        (lambda y, head: head(F.relu_(y * 1.0)), _of_pictures_by_name, "relu_.default"),
+        (_by_einsum, _operands_by_name, "einsum.default"),
+    ],
+)
+def test_program_that_gives_by_name_what_an_operator_writes_to_or_views_is_refused(
+    function: Callable[[Tensor, nn.Module], Tensor],
+    change: Callable[[dict[str, Any]], None],
+    operator: str,
+    tmp_path: Path,
+) -> None:
+    said = refusal(changed(exported(_Inner(function), tmp_path / "p"), change))
+    assert f"a call of 'torch.ops.aten.{operator}' has not the tensor that it views or writes to by position" in said
 
 
 def test_program_that_writes_in_place_to_what_nothing_else_reads_is_taken(tmp_path: Path) -> None:
@@ -257,6 +292,41 @@ class _NormTwice(nn.Module):
 
 def test_batch_normalisation_that_is_used_twice_is_refused_by_its_name(tmp_path: Path) -> None:
     assert "batch normalisation 'norm' is used twice" in refusal(exported(_NormTwice(), tmp_path / "p"))
+
+
+class _NormOfBuffers(nn.Module):
+    """Batch normalisation whose weight and bias are no parameters."""
+
+    def __init__(self, persistent: bool) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), nn.Linear(64, 10)
+        for name in ("weight", "bias"):
+            value = getattr(self.norm, name).detach().clone() + 1
+            delattr(self.norm, name)
+            self.norm.register_buffer(name, value, persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(x).flatten(1))
+        return logits
+
+
+def test_batch_normalisation_whose_weights_are_no_parameters_is_refused_by_its_name(tmp_path: Path) -> None:
+    """As a student they would be trained, or left out."""
+    said = refusal(exported(_NormOfBuffers(persistent=True), tmp_path / "p"))
+    assert "batch normalisation 'norm' has buffers as weight or bias (norm.weight, norm.bias)" in said
+    said = refusal(exported(_NormOfBuffers(persistent=False), tmp_path / "q"))
+    assert "no torch.nn.BatchNorm1d or BatchNorm2d" in said
+
+
+def test_batch_normalisation_whose_statistics_are_parameters_is_refused(tmp_path: Path) -> None:
+    def as_parameters(document: dict[str, Any]) -> None:
+        specs = document["graph_module"]["signature"]["input_specs"]
+        for spec in [each for each in specs if "running_var" in str(each)]:
+            buffer = spec.pop("buffer")
+            spec["parameter"] = {"arg": buffer["arg"], "parameter_name": buffer["buffer_name"]}
+
+    said = refusal(changed(exported(Tiny(), tmp_path / "p"), as_parameters))
+    assert "no torch.nn.BatchNorm1d or BatchNorm2d with running statistics" in said
 
 
 @pytest.mark.parametrize("name", ["_dead", "_dead.x", "_calls.x", "_program", "_modules.x", "forward"])

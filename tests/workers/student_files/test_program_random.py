@@ -33,6 +33,8 @@ def _in_place(x: Tensor) -> Tensor:
 
 TAKEN: dict[str, Function] = {
     "timm": lambda x: x * x.new_empty((x.shape[0], 1)).bernoulli_(KEEP).div_(KEEP),
+    # torch.export leaves out an argument that is its default.
+    "at half": lambda x: x * x.new_empty((x.shape[0], 1)).bernoulli_(0.5).div_(0.5),
     "torchvision, of a batch": lambda x: torch.empty((1, 1), dtype=x.dtype).bernoulli_(KEEP).div_(KEEP) * x,
     "timm before": _old_timm,
     "below": lambda x: x * (torch.rand(x.shape[0], 1) < KEEP) / KEEP,
@@ -63,7 +65,7 @@ def test_program_draws_as_the_exported_network_does_and_nothing_in_evaluation(na
     for key, parameter in network.named_parameters():
         assert torch.equal(parameter.grad, dict(made.named_parameters())[key].grad), key  # type: ignore[arg-type]
     assert program_trial.mistake(str(path))[0] == ""
-    assert not read_program(path).is_evaluation
+    assert read_program(path).mode_note() == ""
 
 
 def _changed_since(x: Tensor) -> Tensor:
@@ -95,6 +97,8 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "changed since": (_changed_since, "mul.Tensor"),
     "changed before division": (_changed_before_division, "mul.Tensor"),
     "changed probabilities": (_changed_probabilities, "bernoulli.default"),
+    "drawn into a value": (lambda x: x.clone().bernoulli_(KEEP), "bernoulli_.float"),
+    "rounds a value": (lambda x: x.clone().floor_(), "floor_.default"),
     "normal": (lambda x: x + torch.randn_like(x), "randn_like.default"),
 }
 
@@ -111,7 +115,36 @@ def test_program_whose_evaluation_cannot_be_known_is_refused_by_operator_and_mod
 def test_program_that_was_exported_for_evaluation_says_what_it_lacks(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(64, 10)).eval()
     path = converted(exported(network, tmp_path / "p.pt2"))
-    assert read_program(path).is_evaluation
+    assert "was exported for evaluation" in read_program(path).mode_note()
+
+
+class _Draws(nn.Module):
+    """Stochastic depth and attention with dropout of their own, without a module that says whether it trains."""
+
+    def __init__(self, draws: bool, rate: float) -> None:
+        super().__init__()
+        self.norm, self.head, self.draws, self.rate = nn.LayerNorm(64), nn.Linear(64, 10), draws, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.norm(x.flatten(1)).reshape(-1, 2, 4, 8)
+        y = F.scaled_dot_product_attention(q, q, q, dropout_p=self.rate if self.training else 0.0).flatten(1)
+        if self.training and self.draws:
+            y = y * y.new_empty((y.shape[0], 1)).bernoulli_(KEEP).div_(KEEP)
+        logits: Tensor = self.head(y)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("draws", "rate", "training", "is_told"),
+    [(True, 0.0, True, True), (False, 0.3, True, True), (True, 0.3, False, False), (False, 0.0, True, False)],
+)
+def test_program_that_may_have_been_exported_for_evaluation_says_that_it_cannot_be_told(
+    draws: bool, rate: float, training: bool, is_told: bool, tmp_path: Path
+) -> None:
+    network = _Draws(draws, rate).train(training)
+    note = read_program(converted(exported(network, tmp_path / "p.pt2"))).mode_note()
+    assert ("cannot be told" not in note) == is_told
+    assert not (is_told and note)
 
 
 @pytest.mark.parametrize("shape", [[2, 1, 1], [2, 3], [1 << 20, 1]])
