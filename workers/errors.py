@@ -20,7 +20,7 @@
     ├── CheckpointLost            a trained run was to be exported, and what it has left cannot be read
     ├── PeerLost                  another process of the same student is gone
     ├── BatchOverdue              the processes that decode pictures are stuck
-    ├── SessionLost               the process that runs a teacher was ended from outside
+    ├── SessionLost               the process that reads or runs a stranger's file was ended from outside
     ├── DeviceUnavailable         a GPU was promised or asked for, and does not work
     ├── OutOfMemory               too little memory for what is computed at once
     └── DiskLow                   (OSError)     no room left for what has to be written
@@ -141,7 +141,7 @@ class BatchOverdue(WorkerError):
 
 
 class SessionLost(WorkerError):
-    """The process that runs a teacher was ended from outside, by a full memory say, again and again."""
+    """The confined process that reads a file or runs a teacher was ended from outside, by a full memory say."""
 
 
 class DeviceUnavailable(WorkerError):

@@ -31,7 +31,7 @@ async def receive_in_turn(
     announced_bytes = int(request.headers.get("content-length", "0"))
     check_announced(announced_bytes, limit)
     # Below the reserve it looks through the caches for what can be freed.
-    await anyio.to_thread.run_sync(context.check_disk, announced_bytes)
+    await anyio.to_thread.run_sync(context.check_disk, limit.disk_bytes(announced_bytes))
     upload = receive(
         request,
         folder,

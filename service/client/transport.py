@@ -5,6 +5,7 @@ Times are seconds.
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, BinaryIO, TypedDict
 from urllib.parse import quote, urlsplit
 
@@ -19,6 +20,8 @@ STREAM_SILENCE_S = 45.0
 PATIENCE_S = 60.0
 # For one request that checks an upload or re-reads a whole cache: work, not waiting.
 LONG_S = 900.0
+# Of an uploaded file, beside that: it may be read and written five times, at 64 MiB in a second from a slow disk.
+_UPLOADED_BYTES_PER_S = 12 << 20
 # For an import: reading the file and importing it may each take RETORT_IMPORT_TIMEOUT_S, 3,600 s by default.
 IMPORT_S = 2 * 3600.0 + LONG_S
 # A proxy in front of a restarting service answers with these; the request did not get through.
@@ -62,6 +65,11 @@ class Options(TypedDict, total=False):
     data: Mapping[str, str]
     files: Mapping[str, tuple[str, BinaryIO, str]]
     timeout: float
+
+
+def upload_s(*paths: Path | None) -> float:
+    """Seconds without an answer after which an upload of these files is given up; None stands for none."""
+    return LONG_S + sum(path.stat().st_size for path in paths if path is not None) / _UPLOADED_BYTES_PER_S
 
 
 def host_of(base_url: str) -> str:

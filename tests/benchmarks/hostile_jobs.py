@@ -25,7 +25,6 @@ from pathlib import Path
 import onnx
 
 from service.client.transport import Document
-from store.chunk_map import memory_bytes
 from tests.benchmarks.bench import show
 from tests.benchmarks.memory import own_bytes
 from tests.benchmarks.polling import cpu_s
@@ -34,7 +33,7 @@ from tests.support.digits import Digits, make_digits
 from tests.support.process_table import processes_with
 from tests.support.processes import Processes, job_of, running_service, uploaded
 from workers.cluster.head_folder import machine_folder
-from workers.onnx.sessions.confined_session import MEMORY_SHARE
+from workers.onnx.sessions.session_memory import share_bytes
 
 PARTS = ("loops", "memory", "crash")
 JOBS = 8
@@ -143,7 +142,7 @@ def memory(service: Processes, digits: Digits) -> tuple[list[list[str]], bool]:
         ["what it says meanwhile", "", f"{len(warnings)} warnings, the last: {warnings[-1][:150] if warnings else ''}"],
         ["resident at most", "", shown],
     ]
-    return rows, largest < MEMORY_SHARE * memory_bytes()
+    return rows, largest < share_bytes()
 
 
 def crash(service: Processes, digits: Digits) -> tuple[list[list[str]], bool]:

@@ -126,6 +126,11 @@ def take(size_bytes: int) -> int:
     return len(bytearray(size_bytes))
 
 
+def end_by_kill() -> None:
+    """As the kernel ends it for want of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def crash() -> None:
     """As a library with a fault would."""
     os.kill(os.getpid(), signal.SIGSEGV)

@@ -17,6 +17,7 @@ from workers.cluster.pool_events import PoolProgress, WaitingLog
 from workers.config.task import InferenceTask
 from workers.errors import Stopped
 from workers.events import Emit, Log, ShouldStop
+from workers.onnx.sessions.session_memory import sessions_max
 
 if TYPE_CHECKING:
     from workers.teacher.teacher import Teacher
@@ -29,7 +30,8 @@ class InferencePool:
     """Inference actors of one job: they share its blocks, cache after cache; a dead one's go back to the queue.
 
     Args:
-        actors: at most; one per GPU, or per core.
+        actors: at most; one per GPU, or per core. On the CPU there are fewer where the memory does not hold the
+            teacher's weights so many times: those take the cores as threads.
         gpu_share: of a GPU for each, as a run takes; 0 is the CPU.
         cpus: cores of this machine, which the actors on GPUs share for loading.
         confine_on_gpu: see ``InferenceTask``.
@@ -52,7 +54,7 @@ class InferencePool:
         Raises:
             Stopped, WorkFailed, WorkerLost: committed blocks stay.
         """
-        count = max(1, min(self._actors, len(blocks)))
+        count = self._count(task, len(blocks))
         text = self._on_its_device(task, count).model_dump_json()
         queue = BlockQueue(blocks, max(1, min(_BLOCKS_PER_CALL, len(blocks) // count)))
         progress, waiting, workers = PoolProgress(task, emit), WaitingLog(self._gpu_share, emit), self.workers
@@ -88,6 +90,11 @@ class InferencePool:
                 progress.report()
                 if should_stop():
                     raise Stopped("inference was stopped; committed blocks are kept")
+
+    def _count(self, task: InferenceTask, blocks: int) -> int:
+        """Number of actors for so many blocks."""
+        count = max(1, min(self._actors, blocks))
+        return count if self._gpu_share else min(count, sessions_max(task.teacher.path))
 
     def _on_its_device(self, task: InferenceTask, count: int) -> InferenceTask:
         if self._gpu_share:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from service.errors import TooLarge
 from service.settings import Settings
+from workers.onnx.checks.check import FILE_MAX_BYTES
 
 BUFFER_BYTES = 1 << 20  # handed to a thread at a time
 # Of a body beside its files: a buffer that was not parsed yet, and room for the piece that comes next (320 KiB from
@@ -19,12 +20,19 @@ class UploadLimit:
         what: may have so many, in words.
         example: name of such a file.
         advice: to who uploads more, to follow the limit.
+        twice_above_bytes: a larger upload is on the disk twice until its end; None if none is.
     """
 
     max_bytes: int
     what: str
     example: str
     advice: str
+    twice_above_bytes: int | None = None
+
+    def disk_bytes(self, size_bytes: int) -> int:
+        """Bytes of the disk that an upload of so many bytes needs."""
+        is_twice = self.twice_above_bytes is not None and size_bytes > self.twice_above_bytes
+        return 2 * size_bytes if is_twice else size_bytes
 
 
 def teacher_limit(settings: Settings) -> UploadLimit:
@@ -33,7 +41,8 @@ def teacher_limit(settings: Settings) -> UploadLimit:
         " (RETORT_TEACHER_MAX_BYTES): raise it, or convert its weights to float16, or quantise it "
         "(onnxruntime.quantization), or send its logits alone (POST /v1/caches)"
     )
-    return UploadLimit(settings.teacher_max_bytes, "a teacher with its weights", "teacher.onnx", advice)
+    what = "a teacher with its weights"
+    return UploadLimit(settings.teacher_max_bytes, what, "teacher.onnx", advice, twice_above_bytes=FILE_MAX_BYTES)
 
 
 def logits_limit(settings: Settings) -> UploadLimit:

@@ -9,7 +9,7 @@ from typing import Literal
 from service.client import documents
 from service.client.asynchronous.connection import ServiceConnection
 from service.client.asynchronous.download import download_file
-from service.client.transport import IMPORT_S, LONG_S, path_part
+from service.client.transport import IMPORT_S, LONG_S, path_part, upload_s
 
 
 class ResourceRoutes:
@@ -65,7 +65,7 @@ class ResourceRoutes:
                 documents.Teacher,
                 data={field: value for field, value in fields.items() if value is not None},
                 files=files,
-                timeout=LONG_S,
+                timeout=upload_s(path, data),
                 repeat=False,
             )
 
@@ -97,7 +97,7 @@ class ResourceRoutes:
                 documents.StudentFile,
                 data={"name": name or path.stem},
                 files={"file": (path.name, file, "application/octet-stream")},
-                timeout=LONG_S,
+                timeout=upload_s(path),
                 repeat=False,
             )
 

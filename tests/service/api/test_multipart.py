@@ -29,6 +29,7 @@ from tests.service.api.test_routes import problem
 from tests.support.service_helpers import PREPROCESSING, Api, make_settings, onnx_bytes, running_api
 from workers.config.teacher import TeacherSpec
 from workers.onnx import versions
+from workers.onnx.checks.check import FILE_MAX_BYTES
 from workers.onnx.sessions import smoke_test
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -254,23 +255,44 @@ def test_a_file_over_the_limit_is_refused_announced_or_not(tmp_path: Path) -> No
         assert nothing_left(api)
 
 
+def answer_to_announcement(api: Api, size_bytes: int) -> tuple[int, bytes]:
+    """Status and body of the answer to an upload that announces so many bytes, and sends none."""
+    target = urlsplit(api.url)
+    with socket.create_connection((target.hostname, target.port), timeout=30) as connection:
+        headers = {"Host": target.netloc, **BOUNDARY, "Content-Length": size_bytes}
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        connection.sendall("\r\n".join(["POST /v1/teachers HTTP/1.1", *lines, "", ""]).encode())
+        response = HTTPResponse(connection, method="POST")
+        response.begin()
+        return response.status, response.read()
+
+
 def test_an_upload_beyond_the_setting_is_refused_by_its_announcement_with_the_next_step(tmp_path: Path) -> None:
     """Not a byte of it is read; the setting is the only limit, also beyond 2 GiB."""
     with running_api(make_settings(tmp_path, teacher_max_bytes=2 << 30)) as api:
-        headers = {**BOUNDARY, "Content-Length": str(3 << 30)}
         with pytest.raises(TooLarge, match=r"has 3221225472 bytes, a teacher .* 2147483648 .*BYTES\): raise it"):
             check_announced(3 << 30, teacher_limit(api.settings))
         check_announced(3 << 30, teacher_limit(make_settings(tmp_path, teacher_max_bytes=8 << 30)))
         check_announced((2 << 30) + UPLOAD_EXTRA_BYTES, teacher_limit(api.settings))
-        target = urlsplit(api.url)
-        with socket.create_connection((target.hostname, target.port), timeout=30) as connection:
-            lines = [f"{name}: {value}" for name, value in {"Host": target.netloc, **headers}.items()]
-            connection.sendall("\r\n".join(["POST /v1/teachers HTTP/1.1", *lines, "", ""]).encode())
-            response = HTTPResponse(connection, method="POST")
-            response.begin()
-            assert response.status == 413
-            assert b"convert its weights to float16" in response.read()
+        status, body = answer_to_announcement(api, 3 << 30)
+        assert status == 413
+        assert b"convert its weights to float16" in body
         assert nothing_left(api)
+
+
+def test_a_large_teacher_finds_the_disk_full_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing writes it once more before the upload is removed."""
+    asked = []
+
+    def check(_: Context, needed_bytes: int = 0) -> None:
+        asked.append(needed_bytes)
+        raise DiskFloor("full")
+
+    monkeypatch.setattr(Context, "check_disk", check)
+    with running_api(make_settings(tmp_path, teacher_max_bytes=8 << 30)) as api:
+        for size_bytes in (FILE_MAX_BYTES, FILE_MAX_BYTES + 1):
+            assert answer_to_announcement(api, size_bytes)[0] == 507
+    assert asked == [FILE_MAX_BYTES, 2 * (FILE_MAX_BYTES + 1)]
 
 
 PIECE_BYTES = (64 + 256) << 10  # uvicorn hands on what it holds and one more read of asyncio's

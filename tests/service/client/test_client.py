@@ -16,11 +16,13 @@ from service.cli.processes.supervisor import command, free_port
 from service.client.client import Client
 from service.client.errors import ApiProblem, DamagedDownload, ServiceUnreachable, UnusableProxy, WaitTimeout
 from service.client.event_stream import parse_events
+from service.client.transport import LONG_S
 from service.db.states import State
 from service.settings import Settings
 from tests.support.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.service_helpers import PREPROCESSING, Api, add_job, finish, make_settings, onnx_bytes, running_api
+from workers.onnx.sandboxing import sandbox
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -38,6 +40,28 @@ def test_client_waits_for_an_import_as_long_as_the_service_may_take(tmp_path: Pa
         client.import_cache(tmp_path / "logits.npy", "numbers")
     # The file is read first, and imported then.
     assert waited[0] > 2 * Settings.model_fields["import_timeout_s"].default
+
+
+def test_client_waits_for_a_large_upload_as_long_as_the_service_may_take(tmp_path: Path) -> None:
+    """Packing reads it twice and writes it, the smoke run reads it again, each at 64 MiB in a second."""
+    waited = []
+
+    class Refusing(httpx2.BaseTransport):
+        """Reads nothing of the body."""
+
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            waited.append(request.extensions["timeout"]["read"])
+            return httpx2.Response(413)
+
+    with (tmp_path / "weights").open("wb") as file:
+        file.truncate(16 << 30)
+    (tmp_path / "m.onnx").touch()
+    with Client(transport=Refusing()) as client:
+        for data in (None, tmp_path / "weights"):
+            with pytest.raises(ApiProblem):
+                client.upload_teacher(tmp_path / "m.onnx", data=data)
+    assert waited[0] == LONG_S
+    assert waited[1] > LONG_S + 4 * sandbox.with_reading(0, 16 << 30)
 
 
 @pytest.fixture

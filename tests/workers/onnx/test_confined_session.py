@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tests.support import hostile_teachers, onnx_models
 from tests.support.hostile_teachers import TRIGGER
 from workers.errors import DeviceUnavailable, InvalidTeacher, OutOfMemory, SessionLost
-from workers.onnx.sessions import confined_session, session_process
+from workers.onnx.sessions import confined_session, session_memory, session_process
 from workers.onnx.sessions.confined_session import ConfinedSession, SessionLimits, limits_of
 from workers.onnx.sessions.session import CUDA_PROVIDER, OnnxSession, cuda_providers
 from workers.onnx.sessions.session_child import Output
@@ -228,7 +228,7 @@ def test_session_process_ends_with_its_session(tmp_path: Path) -> None:
 def test_limits_are_the_machines_part_or_what_the_file_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a"
     path.write_bytes(bytes(1000))
-    monkeypatch.setattr(confined_session, "memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr(session_memory, "memory_bytes", lambda: 64 << 30)
     assert limits_of(path, 1, 2) == SessionLimits(16 << 30)
     assert limits_of(path, 2, 64).memory_bytes == (4 << 30) + 5000 + 2 * confined_session.THREAD_BYTES
 

@@ -11,19 +11,25 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.support import onnx_models
 from tests.workers.onnx.test_packing import DATA, LARGE, MODEL, WHOLE, packed, tarred, zipped
 from workers.config.teacher import Preprocessing
 from workers.errors import InvalidTeacher
+from workers.onnx.checks import large_file
 from workers.onnx.checks.check import FILE_MAX_BYTES, check_onnx
-from workers.onnx.checks.external_data import external_tensors
+from workers.onnx.checks.external_data import external_tensors, set_values
 from workers.onnx.checks.large_file import BLOCK, DATA_NAME, GRAPH_NAME, LargeLayout, find_layout, read_graph
 from workers.onnx.sandboxing import sandbox
+from workers.onnx.sandboxing.sandbox import SandboxOutcome
+from workers.onnx.sessions import session_memory
 from workers.onnx.sessions.confined_session import ConfinedSession, limits_of
 from workers.onnx.sessions.session import OnnxSession
 from workers.onnx.sessions.smoke_test import smoke_run
+from workers.onnx.uploads import received_files
+from workers.onnx.uploads.inspection import inspect_in_subprocess
 from workers.onnx.uploads.packing import pack
 
 NAME = "m.onnx.data"
@@ -61,6 +67,80 @@ def test_large_file_is_the_same_bytes_however_its_model_came(large: Path, tmp_pa
     moved = DATA[3072:] + bytes(1000 - 16) + DATA[:3072] + b"rest"
     sent = zipped({"m.onnx": model.SerializeToString(), "other": moved})
     assert packed(tmp_path, sent, single_max=LARGE) == content
+    # The large weight in the graph, as exporters that move only still larger ones leave it.
+    set_values(weight, DATA[:3072])
+    for entry in bias.external_data:
+        entry.value = "16" if entry.key == "length" else entry.value
+    sent = zipped({"m.onnx": model.SerializeToString(), "other": DATA[3072:]})
+    assert packed(tmp_path, sent, single_max=LARGE) == content
+
+
+def test_packing_reads_the_files_of_a_tar_archive_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To go back in a compressed one is to read it again from its begin."""
+    model = onnx.load_from_string(MODEL)
+    weight, bias = model.graph.initializer
+    placed(weight, location="a")
+    placed(bias, location="z", offset="0")
+    opened = []
+
+    def open_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> object:
+        opened.append(member.name)
+        return archive.extractfile(member)
+
+    monkeypatch.setattr(received_files, "_opened", open_member)
+    files = {"z": DATA[3072:], "m.onnx": model.SerializeToString(), "a": DATA[:3072]}
+    whole = packed(tmp_path, gzip.compress(tarred(files)))
+    assert (onnx.load_from_string(whole), opened) == (WHOLE, ["m.onnx", "z", "a"])
+
+
+def test_packing_refuses_large_weights_that_nothing_reads(tmp_path: Path) -> None:
+    """By name, before anything is written: they would be GiB of padding."""
+    model = onnx.load_from_string(MODEL)
+    tensor = model.graph.initializer.add(name="pad", data_type=TensorProto.FLOAT, dims=[768])
+    placed(tensor, location=NAME, offset="0", length="3072")
+    with pytest.raises(InvalidTeacher, match=r"reads the weights pad, .* remove them from model\.graph"):
+        packed(tmp_path, model.SerializeToString(), DATA, NAME, single_max=LARGE)
+    node = helper.make_node("Identity", ["pad"], ["d"])
+    branch = helper.make_graph([node], "b", [], [helper.make_tensor_value_info("d", TensorProto.FLOAT, [768])])
+    model.graph.node.append(helper.make_node("If", ["c"], ["e"], then_branch=branch, else_branch=branch))
+    assert packed(tmp_path, model.SerializeToString(), DATA, NAME, single_max=LARGE)
+
+
+def test_memory_of_the_two_looks_at_a_large_file_does_not_grow_with_its_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reads the graph alone; the other may take half of the machine's memory beside the mapped file."""
+    asked = []
+
+    def call(*_: object, memory_bytes: int, **__: object) -> SandboxOutcome:
+        asked.append(memory_bytes)
+        return SandboxOutcome(None, "is not run")
+
+    graph = check_onnx(onnx_models.save(WHOLE, tmp_path / "whole.onnx"))
+    monkeypatch.setattr(sandbox, "call", call)
+    monkeypatch.setattr(session_memory, "memory_bytes", lambda: 8 << 30)
+    with (tmp_path / "padded").open("wb") as file:
+        file.truncate(16 << 30)
+    for look in (inspect_in_subprocess, lambda path: smoke_run(path, graph, Preprocessing())):
+        with pytest.raises(InvalidTeacher, match="is not run"):
+            look(tmp_path / "padded")
+    assert asked == [(2 << 30) + 5 * FILE_MAX_BYTES, (4 << 30) + (16 << 30) + (4 << 30)]
+
+
+def test_graph_that_has_2_gib_with_the_places_in_its_own_file_is_an_invalid_teacher(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        """A model at the limit of protobuf."""
+
+        graph = onnx.GraphProto()
+
+        def SerializeToString(self) -> bytes:
+            raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr(large_file, "parse", lambda content: Full())
+    with pytest.raises(InvalidTeacher, match=r"2 GiB or more with the places of its weights in 'large\.onnx'"):
+        OnnxSession(large, "images", "logits", threads=1)
 
 
 def test_large_file_unpacks_to_a_pair_that_onnx_reads(large: Path, tmp_path: Path) -> None:
@@ -212,15 +292,16 @@ def test_check_refuses_an_archive_with_other_places(
     [
         (lambda content: content + bytes(512), "by its headers"),
         (lambda content: content[:-512], "by its headers"),
-        (lambda content: content[:2000], "no header of|by its headers"),
+        (lambda content: content[:2000], "no header of|by its header"),
         (lambda content: content[:BLOCK], f"no header of {DATA_NAME}"),
         (lambda content: content[:-1] + b"\1", "by its headers"),
         (lambda content: content.replace(b"0000644\0", b"0000755\0", 1), f"no header of {GRAPH_NAME}"),
+        (lambda content: next(LargeLayout(1 << 70, 1).headers())[1] + content[BLOCK:], "its model.onnx has 11805916"),
         (lambda content: content.replace(DATA_NAME.encode(), b"model.onnx.datb"), "no header of|its header of"),
         (lambda content: tarred({GRAPH_NAME: MODEL, DATA_NAME: DATA}), "its header of model.onnx at 0 is another"),
         (lambda content: tarred({"other.onnx": MODEL}), "not an ONNX file: it is a tar archive"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_check_refuses_an_archive_that_is_not_as_we_write_it(
     change: Callable[[bytes], bytes], said: str, large: Path

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from pydantic import JsonValue
 
-from workers.errors import WorkerError
+from workers.errors import SessionLost, WorkerError
 from workers.onnx.sandboxing import sandbox, seccomp, system_calls
 from workers.onnx.sandboxing.sandbox import SandboxOutcome, call
 from workers.onnx.sandboxing.sandbox_child import ROOT
@@ -192,8 +192,14 @@ def test_sandbox_answer_that_the_child_would_not_give_is_a_breach(answer: bytes)
 
 def test_sandbox_knows_every_signal() -> None:
     """Real-time signals have no names."""
-    for number in signal.valid_signals():
+    for number in signal.valid_signals() - {signal.SIGKILL}:
         assert sandbox._outcome(b"", -number, 1, 1).breach is not None
+
+
+def test_sandbox_child_that_is_ended_from_outside_is_no_breach() -> None:
+    """The kernel ends such a process first where the machine has no memory left: that is not the file's fault."""
+    with pytest.raises(SessionLost, match=r"ended from outside \(SIGKILL\), as the kernel does where .* no memory"):
+        probe("end_by_kill")
 
 
 def test_sandbox_child_that_cannot_start_is_no_breach() -> None:

@@ -11,7 +11,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 import onnx
 from onnx import TensorProto
@@ -82,13 +82,25 @@ def places_of(
     return placed
 
 
-def pieces(
-    places: Sequence[Place], open_file: Callable[[str], AbstractContextManager[IO[bytes]]], piece_bytes: int
-) -> Iterator[tuple[int, int, bytes]]:
+class WeightFiles(Protocol):
+    """Files of weights.
+
+    Attributes:
+        open_file: opens one by its plain name. It may be compressed: to go back in it is to read it again.
+        position_of: where it lies among them; 0 where to go back to one costs nothing.
+    """
+
+    @property
+    def open_file(self) -> Callable[[str], AbstractContextManager[IO[bytes]]]: ...
+    @property
+    def position_of(self) -> Callable[[str], int]: ...
+
+
+def pieces(places: Sequence[Place], files: WeightFiles, piece_bytes: int) -> Iterator[tuple[int, int, bytes]]:
     """Read the values at some places, each file once from its begin to its end where they do not overlap.
 
     Args:
-        open_file: of a file by its plain name. It may be compressed: to go back in it is to read it again.
+        files: in which they lie; read in the order of their positions.
         piece_bytes: most bytes of a piece.
 
     Yields:
@@ -97,9 +109,11 @@ def pieces(
     Raises:
         InvalidTeacher: a file ends before a place does.
     """
-    in_order = sorted(range(len(places)), key=lambda number: places[number])
+    in_order = sorted(
+        range(len(places)), key=lambda number: (files.position_of(places[number].location), places[number])
+    )
     for location, numbers in itertools.groupby(in_order, lambda number: places[number].location):
-        with open_file(location) as stream:
+        with files.open_file(location) as stream:
             position = 0
             for number in numbers:
                 offset, length = places[number].offset, places[number].length
@@ -125,15 +139,13 @@ def _read(stream: IO[bytes], length: int, piece_bytes: int, location: str) -> It
         start += len(piece)
 
 
-def take_in(
-    tensors: Sequence[tuple[TensorProto, Place]], open_file: Callable[[str], AbstractContextManager[IO[bytes]]]
-) -> None:
+def take_in(tensors: Sequence[tuple[TensorProto, Place]], files: WeightFiles) -> None:
     """Put the values at their places into tensors. Raises InvalidTeacher."""
     for tensor, place in tensors:
         if not place.length:
             set_values(tensor, b"")
     held = b""
-    for number, start, piece in pieces([place for _, place in tensors], open_file, sys.maxsize):
+    for number, start, piece in pieces([place for _, place in tensors], files, sys.maxsize):
         held = held + piece if start else piece
         tensor, place = tensors[number]
         if len(held) == place.length:

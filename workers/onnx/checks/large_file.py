@@ -9,8 +9,9 @@ protobuf, and with it any single ONNX file, ends at 2 GiB. A teacher beyond that
     end                          1,024 zero bytes
 
 ``tar xf`` makes the pair of it that onnx and ONNX Runtime read. Nothing in it is a choice: the same model gives the
-same bytes, whose SHA-256 is the teacher's, and the reader takes no other archive. Of the client's file names, offsets
-and holes none is left.
+same bytes, whose SHA-256 is the teacher's, and the reader takes no archive of other places. Of the client's file names,
+offsets and holes none is left, nor which large initializers came beside the graph and which in it (as raw_data: those
+in typed fields, float_data and the like, stay there). Each must be read by something.
 
 Sources: tar(5) for the header, in GNU's form; onnx.proto3 of onnx 1.23 for external data. Only onnx and the standard
 library are imported: the API process loads this file.
@@ -18,17 +19,18 @@ library are imported: the API process loads this file.
 
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import TensorProto, helper
 
 from workers.errors import InvalidTeacher
-from workers.onnx.checks.external_data import Place, external_tensors, is_movable, place_of, set_place
-from workers.onnx.checks.parsing import parse, refusing, short
-from workers.onnx.checks.scopes import is_external
+from workers.onnx.checks.external_data import SMALLER, Place, external_tensors, is_movable, place_of, set_place
+from workers.onnx.checks.parsing import listed, parse, refusing, short
+from workers.onnx.checks.scopes import is_external, scopes_of, subgraphs
 
 GRAPH_NAME, DATA_NAME = "model.onnx", "model.onnx.data"
 BLOCK = tarfile.BLOCKSIZE
@@ -89,27 +91,58 @@ def read_graph(path: Path, layout: LargeLayout) -> bytes:
 
 
 def graph_beside_data(path: Path, layout: LargeLayout) -> bytes:
-    """The graph as ONNX Runtime loads it: the places of its weights are those in the file ``path`` itself."""
+    """The graph as ONNX Runtime loads it: the places of its weights are those in the file ``path`` itself.
+
+    Raises:
+        InvalidTeacher: with these places it has 2 GiB or more.
+    """
     model = parse(read_graph(path, layout))
     for tensor in model.graph.initializer:
         if is_external(tensor):
             _, offset, length = place_of(tensor)
             set_place(tensor, Place(path.name, layout.data_offset + offset, length))
-    return bytes(model.SerializeToString())
+    try:
+        return bytes(model.SerializeToString())
+    except (EncodeError, ValueError) as error:  # the places here are longer than those in the file
+        raise InvalidTeacher(
+            f"the graph has {layout.graph_bytes} bytes, and 2 GiB or more with the places of its weights in "
+            f"{short(path.name)!r}, which no ONNX file has: {SMALLER}"
+        ) from error
 
 
-def move_out(tensors: list[tuple[TensorProto, Place]]) -> tuple[list[int], int]:
-    """Give initializers the places that their values have in our file, one behind the other.
+def move_out(tensors: Sequence[tuple[TensorProto, int]]) -> tuple[list[int], int]:
+    """Give initializers the places that their values have in our file, one behind the other; none are left in them.
+
+    Args:
+        tensors: each with the bytes of its values, in the graph's order.
 
     Returns:
         Their offsets in the data, and the bytes of the data.
     """
     offsets, end = [], 0
-    for tensor, (_, _, length) in tensors:
+    for tensor, length in tensors:
+        tensor.ClearField("raw_data")
         set_place(tensor, Place(DATA_NAME, end, length))
         offsets.append(end)
         end += padded(length)
     return offsets, end
+
+
+def check_read(model: onnx.ModelProto, tensors: Iterable[TensorProto]) -> None:
+    """Check that the graph reads these initializers: else a small archive of padding would become a file of many GiB.
+
+    Raises:
+        InvalidTeacher: nothing reads one of them.
+    """
+    nodes = [node for scope in scopes_of(model) for node in scope.nodes]
+    graphs = [model.graph, *subgraphs(nodes)]
+    read = {name for node in nodes for name in node.input} | {each.name for graph in graphs for each in graph.output}
+    unread = [short(tensor.name) for tensor in tensors if tensor.name not in read]
+    if unread:
+        raise InvalidTeacher(
+            f"no operator of the graph reads the weights {listed(unread)}, which would lie beside it for nothing: "
+            "remove them from model.graph.initializer, and save the model again"
+        )
 
 
 def check_places(model: onnx.ModelProto, data_bytes: int) -> None:
@@ -178,6 +211,9 @@ def _size_at(file: IO[bytes], offset: int, name: str) -> int:
         raise _not_ours(f"it has no header of {name} at {offset}") from error
     if size <= 0 or block != _header(name, size):
         raise _not_ours(f"its header of {name} at {offset} is another")
+    # Before anything is looked for behind it: there is no such offset as 2**70.
+    if size > (file_bytes := os.fstat(file.fileno()).st_size):
+        raise _not_ours(f"it has {file_bytes} bytes, its {name} has {size} by its header")
     return size
 
 

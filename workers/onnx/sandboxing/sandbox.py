@@ -26,7 +26,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from workers.errors import WorkerError
+from workers.errors import SessionLost, WorkerError
 from workers.onnx.sandboxing.confinement import Bounds
 from workers.onnx.sandboxing.sandbox_child import ROOT
 from workers.texts import printable
@@ -97,7 +97,8 @@ def call(
         data_bytes: of memory that it writes to, where that is less than its address space.
 
     Raises:
-        WorkerError: the child could not start, or the function raised.
+        SessionLost: the child was ended from outside.
+        WorkerError: it could not start, or the function raised.
     """
     deadline_s = time.monotonic() + timeout_s
     bounds = Bounds(memory_bytes, max(1, round(timeout_s)), data_bytes=data_bytes)
@@ -248,6 +249,11 @@ def _outcome(text: bytes, returncode: int, timeout_s: float, memory_bytes: int, 
         name = signal_name(-returncode)
         if name == "SIGXCPU":
             return SandboxOutcome(None, f"takes longer than the {timeout_s:g} s of processor time allowed")
+        if name == "SIGKILL":  # not ours: we read no outcome of a child that we kill
+            raise SessionLost(
+                f"a confined process was ended from outside ({name}), as the kernel does where the machine has no "
+                f"memory left: try again when it has{last}"
+            )
         return SandboxOutcome(None, f"crashes its reader ({name}): it is damaged or hostile{last}")
     if not text:
         raise WorkerError(f"a confined process could not run (exit status {returncode}){last}")

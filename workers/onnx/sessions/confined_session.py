@@ -30,16 +30,13 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 from pydantic import JsonValue
 
-from store.memory_limit import memory_bytes
 from workers.errors import InvalidTeacher, SessionLost
-from workers.onnx.checks.check import size_of
 from workers.onnx.checks.teacher_graph import FixedInput
 from workers.onnx.sessions.session import CPU, OnnxSession
 from workers.onnx.sessions.session_child import InputRequest, Opened
+from workers.onnx.sessions.session_memory import needed_bytes, share_bytes
 from workers.onnx.sessions.session_process import Overdue, SessionProcess
 from workers.onnx.sessions.shared_arrays import SharedArrays
-from workers.onnx.sessions.smoke_test import FILE_COPIES
-from workers.onnx.versions import RUNTIME_BYTES
 
 OPEN_S = 600.0  # to begin, and to load and optimise the file
 FIRST_S = 120.0  # for the call that measures the time of a picture
@@ -50,8 +47,6 @@ CALL_MAX_S = 3600.0
 LOST_ATTEMPTS_MAX = 3  # of the child in one call, each followed by another try
 # Address space of a thread of ONNX Runtime: its stack, and what malloc sets aside for it.
 THREAD_BYTES = 160 << 20
-# Of the machine's memory, all sessions that are at work beside each other together.
-MEMORY_SHARE = 0.5
 
 
 class SessionLimits(NamedTuple):
@@ -74,8 +69,7 @@ def limits_of(path: Path, threads: int, sessions: int) -> SessionLimits:
         threads: of the session.
         sessions: at work beside each other.
     """
-    needed = RUNTIME_BYTES + FILE_COPIES * size_of(path) + threads * THREAD_BYTES
-    return SessionLimits(max(needed, int(MEMORY_SHARE * memory_bytes()) // sessions))
+    return SessionLimits(max(needed_bytes(path) + threads * THREAD_BYTES, share_bytes() // sessions))
 
 
 class ConfinedSession:

@@ -25,7 +25,7 @@ from workers.files import replacing
 from workers.onnx.checks.check import size_of
 from workers.onnx.checks.teacher_graph import TeacherGraph
 from workers.onnx.sandboxing import sandbox
-from workers.onnx.versions import RUNTIME_BYTES
+from workers.onnx.sessions.session_memory import needed_bytes
 
 # Largest difference between alone and in a batch, relative to the largest output. Kernels for another batch size add
 # in another order, which float32 shows near 1e-6 and float16 near 1e-3.
@@ -33,8 +33,6 @@ BATCH_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2}
 
 TIMEOUT_S = 60.0
 GRACE_S = 5.0  # ONNX Runtime looks at its termination flag between two operators
-# ONNX Runtime holds the file, its parsed form, and the weights once more in the layout of its kernels.
-FILE_COPIES = 5
 
 TRIED = "the teacher was tried on a picture of noise: "  # what begins a refusal
 
@@ -89,7 +87,7 @@ def smoke_run(
             "tried": TRIED,
         },
         readable=[path],
-        memory_bytes=RUNTIME_BYTES + FILE_COPIES * size_of(path),
+        memory_bytes=needed_bytes(path),
         timeout_s=timeout_s + GRACE_S,
     )
     problem = outcome.value if outcome.breach is None else f"{TRIED}the run {outcome.breach}"

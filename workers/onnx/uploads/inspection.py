@@ -11,7 +11,7 @@ from types import MappingProxyType
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from workers.errors import InvalidTeacher
-from workers.onnx.checks.check import check_onnx, size_of
+from workers.onnx.checks.check import FILE_MAX_BYTES, check_onnx, size_of
 from workers.onnx.checks.inputs import Scalar
 from workers.onnx.checks.parsing import short
 from workers.onnx.checks.teacher_graph import TeacherGraph
@@ -19,7 +19,8 @@ from workers.onnx.checks.values import NAME_MAX
 from workers.onnx.sandboxing import sandbox
 from workers.onnx.versions import TooNew, check_versions, is_runtime_installed, runtime_versions
 
-# The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once.
+# The child's memory. Reading, parsing and onnx's own checker hold about five copies of the file at once; of a large
+# teacher's file, of the graph in it.
 CHILD_BASE_BYTES = 2 << 30
 CHILD_FILE_COPIES = 5
 
@@ -61,7 +62,7 @@ def inspect_in_subprocess(
         "workers.onnx.uploads.inspection:answer",
         {"path": str(path), "output": output, "inputs": dict(inputs)},
         readable=[path],
-        memory_bytes=CHILD_BASE_BYTES + CHILD_FILE_COPIES * size_of(path),
+        memory_bytes=CHILD_BASE_BYTES + CHILD_FILE_COPIES * min(size_of(path), FILE_MAX_BYTES),
         timeout_s=timeout_s,
     )
     if outcome.breach is not None:

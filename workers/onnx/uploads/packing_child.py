@@ -28,7 +28,7 @@ from workers.onnx.checks.external_data import (
     set_values,
     take_in,
 )
-from workers.onnx.checks.large_file import BLOCK, LargeLayout, move_out
+from workers.onnx.checks.large_file import BLOCK, LargeLayout, check_read, move_out
 from workers.onnx.checks.parsing import parse
 from workers.onnx.uploads.received_files import ReceivedFiles, open_received
 
@@ -99,7 +99,7 @@ def _one_file(received: ReceivedFiles, model: onnx.ModelProto, placed: Sequence[
     """Bytes of the model with its weights in it; those that have come if they are in it already."""
     if not placed:
         return received.model
-    take_in(placed, received.open_file)
+    take_in(placed, received)
     return _serialized(model)
 
 
@@ -118,7 +118,7 @@ def _graph_too_large() -> InvalidTeacher:
 
 
 class _Target(NamedTuple):
-    """Destination of the values of a tensor: an offset in the data, or the graph (None)."""
+    """Destination of the values of a tensor that lie outside: an offset in the data, or the graph (None)."""
 
     tensor: TensorProto
     place: Place
@@ -128,7 +128,7 @@ class _Target(NamedTuple):
 class _LargeFile:
     """A large teacher's file, of a model and the places of its weights; the model is changed.
 
-    Large initializers of the main graph lie beside it, everything else goes into it.
+    Large initializers of the main graph lie beside it, also those that came in it; everything else goes into it.
 
     Attributes:
         layout: of the file.
@@ -136,10 +136,14 @@ class _LargeFile:
 
     def __init__(self, model: onnx.ModelProto, placed: Sequence[tuple[TensorProto, Place]], single_max: int) -> None:
         self._model = model
-        initializers = {id(tensor) for tensor in model.graph.initializer}
-        moved = [each for each in placed if id(each[0]) in initializers and is_movable(each[0], each[1].length)]
+        length_of = {id(tensor): place.length for tensor, place in placed}
+        initializers = [(each, length_of.get(id(each), len(each.raw_data))) for each in model.graph.initializer]
+        moved = [(tensor, length) for tensor, length in initializers if is_movable(tensor, length)]
+        check_read(model, [tensor for tensor, _ in moved])
+        values_of = {id(tensor): tensor.raw_data for tensor, _ in moved if id(tensor) not in length_of}
         offsets, data_bytes = move_out(moved)
         offset_of = {id(tensor): offset for (tensor, _), offset in zip(moved, offsets, strict=True)}
+        self._came_inside = [(offset_of[key], values) for key, values in values_of.items()]
         self._targets = [_Target(tensor, place, offset_of.get(id(tensor))) for tensor, place in placed]
         inside = [target for target in self._targets if target.offset is None]
         if model.ByteSize() + sum(target.place.length for target in inside) > single_max or not moved:
@@ -152,16 +156,21 @@ class _LargeFile:
         """Write the file into memory of its size."""
         inside: dict[int, bytearray] = {}
         places = [target.place for target in self._targets]
-        for number, start, piece in pieces(places, received.open_file, _PIECE_BYTES):
+        for number, start, piece in pieces(places, received, _PIECE_BYTES):
             offset = self._targets[number].offset
             if offset is None:
                 inside.setdefault(number, bytearray()).extend(piece)
             else:
-                begin = self.layout.data_offset + offset + start
-                memory[begin : begin + len(piece)] = piece
+                _put(memory, self.layout.data_offset + offset + start, piece)
+        for offset, came in self._came_inside:
+            _put(memory, self.layout.data_offset + offset, came)
         for number, values in inside.items():
             self._targets[number].tensor.raw_data = bytes(values)
         graph = _serialized(self._model)
         assert len(graph) == self.layout.graph_bytes
         for offset, block in (*self.layout.headers(), (BLOCK, graph)):
-            memory[offset : offset + len(block)] = block
+            _put(memory, offset, block)
+
+
+def _put(memory: mmap.mmap, offset: int, block: bytes) -> None:
+    memory[offset : offset + len(block)] = block

@@ -26,13 +26,14 @@ class ReceivedFiles(NamedTuple):
     Attributes:
         model: bytes of the ONNX file.
         size_of: bytes of a file of weights by its plain name; raises InvalidTeacher if it has not come.
-        open_file: opens such a file.
+        open_file, position_of: see ``external_data.WeightFiles``.
         has_data: it came with a file of weights of its own, as a second part.
     """
 
     model: bytes
     size_of: Callable[[str], int]
     open_file: Callable[[str], AbstractContextManager[IO[bytes]]]
+    position_of: Callable[[str], int]
     has_data: bool
 
 
@@ -56,14 +57,20 @@ def open_received(path: Path, data: Path | None, data_name: str | None, bytes_ma
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
-                members = _Members("a zip", sizes, archive.open, bytes_max)
+                members = _Members("a zip", sizes, archive.open, bytes_max=bytes_max)
                 with members.named():
                     yield members.received()
         else:
             with tarfile.open(path) as tar:
                 infos = {member.name: member for member in tar if member.isreg()}
                 sizes = {name: member.size for name, member in infos.items()}
-                members = _Members("a tar", sizes, lambda name: _opened(tar, infos[name]), bytes_max)
+                members = _Members(
+                    "a tar",
+                    sizes,
+                    lambda name: _opened(tar, infos[name]),
+                    lambda name: infos[name].offset,
+                    bytes_max=bytes_max,
+                )
                 with members.named():
                     yield members.received()
     except (
@@ -97,18 +104,24 @@ def _parts(path: Path, data: Path, data_name: str | None) -> ReceivedFiles:
             )
         return size
 
-    return ReceivedFiles(path.read_bytes(), size_of, lambda _: data.open("rb"), has_data=True)
+    return ReceivedFiles(path.read_bytes(), size_of, lambda _: data.open("rb"), lambda _: 0, has_data=True)
 
 
 class _Members:
     """Files of an archive: the model, and those beside it."""
 
     def __init__(
-        self, kind: str, sizes: dict[str, int], open_member: Callable[[str], IO[bytes]], bytes_max: int
+        self,
+        kind: str,
+        sizes: dict[str, int],
+        open_member: Callable[[str], IO[bytes]],
+        position_of: Callable[[str], int] = lambda name: 0,
+        *,
+        bytes_max: int,
     ) -> None:
         if len(sizes) > MEMBERS_MAX:
             raise InvalidTeacher(f"the archive has {len(sizes)} files, at most {MEMBERS_MAX} are read")
-        self._kind, self._sizes, self._open_member = kind, sizes, open_member
+        self._kind, self._sizes, self._open_member, self._position_of = kind, sizes, open_member, position_of
         self._left = self._bytes_max = bytes_max
         self._model = self._find_model()
         folder = PurePosixPath(self._model).parent
@@ -121,7 +134,11 @@ class _Members:
         with self._open_member(self._model) as stream:
             model = stream.read()
         return ReceivedFiles(
-            model, self._size_of, lambda location: self._open_member(self._beside[location]), has_data=False
+            model,
+            self._size_of,
+            lambda location: self._open_member(self._beside[location]),
+            lambda location: self._position_of(self._beside[location]),
+            has_data=False,
         )
 
     @contextmanager
