@@ -38,9 +38,12 @@ def shown_json(visitor: Visitor) -> dict[str, Any]:
 
 def refusal(visitor: Visitor, button: str) -> str:
     """What is said below a button that was pressed; nothing else happens."""
-    address = visitor.page.url
+    address, problem = visitor.page.url, visitor.page.locator(".form .problem")
+    before = problem.element_handles()
     visitor.click("button", button)
-    text = visitor.page.locator(".form .problem").inner_text()
+    for each in before:
+        each.wait_for_element_state("hidden")
+    text = problem.inner_text()
     assert visitor.page.url == address
     return text
 
