@@ -162,9 +162,11 @@ def test_forms_ask_for_the_lists_that_they_use_and_say_which_are_longer(caches_d
     """Of caches for those alone whose logits were imported: 2 of 3 are shown, by 2 of the requests."""
     preprocessing = imported_preprocessing("logits", None)
     specs = [make_spec(samples=5, teacher_sha256=f"{number:064x}", preprocessing=preprocessing) for number in range(3)]
-    for spec in (*specs, make_spec(samples=5)):
-        write_cache(caches_dir, spec)
     keys = sorted(spec.key for spec in specs)
+    # A teacher's, before all of them in the list.
+    others = (make_spec(samples=5, teacher_sha256=f"{number:064x}") for number in range(1000))
+    for spec in (*specs, next(spec for spec in others if spec.key < keys[0])):
+        write_cache(caches_dir, spec)
     with capture_logs() as logs:
         catalog = asyncio.run(loaded(OF_JOBS))
         asyncio.run(loaded(OF_RUNS))
