@@ -148,9 +148,14 @@ class ResourceRoutes:
         """Delete the name of a dataset and its decoded copy; the pictures stay. Refused while a live job uses it."""
         self._connection.done("DELETE", f"/v1/datasets/{path_part(dataset_id)}", repeat=False)
 
-    def caches(self) -> Iterator[documents.Cache]:
-        """List the caches of teacher logits, complete or not."""
-        return self._connection.pages("/v1/caches", documents.Cache)
+    def caches(self, *, imported: bool | None = None) -> Iterator[documents.Cache]:
+        """List the caches of teacher logits, complete or not.
+
+        Args:
+            imported: True keeps those whose logits were imported, False the others.
+        """
+        params = {} if imported is None else {"imported": "true" if imported else "false"}
+        return self._connection.pages("/v1/caches", documents.Cache, params)
 
     def cache(self, key: str) -> documents.CacheDetail:
         """Get a cache by its key, with its use."""

@@ -197,7 +197,7 @@ def _copy_caches(catalog: Catalog, folder: Path, files: dict[str, FileEntry], *,
     """
     copies, imported = Catalog(folder), 0
     for entry in catalog.list():
-        was_imported = entry.spec is not None and is_imported(entry.spec)
+        was_imported = is_imported(entry.spec)
         if entry.state != "complete" or not (with_computed or was_imported):
             continue
         group = catalog.root / entry.key

@@ -158,10 +158,10 @@ def copyable(text: str, language: str = "bash") -> ui.code:
     return shown
 
 
-def more_note(what: str, has_more: bool) -> None:
-    """Say that a choice has no more than the newest of a longer list."""
+def more_note(what: str, has_more: bool, *, order: str = "newest") -> None:
+    """Say that a choice has no more than the newest (or first, by ``order``) of a longer list."""
     if has_more:
-        ui.label(f"The newest {LIST_MAX:,} {what}: there are more.").classes("muted")
+        ui.label(f"The {order} {LIST_MAX:,} {what}: there are more.").classes("muted")
 
 
 def state_badge(state: str) -> ui.chip:

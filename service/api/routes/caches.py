@@ -12,16 +12,21 @@ from service.api.problems import responses
 from service.api.schemas.caches import Cache, CacheDetail, CachePage, CacheReport, CacheStatistics
 from service.errors import Conflict
 from store import read_view_statistics
+from workers.teacher.imports.imported_specs import is_imported
 
 router = APIRouter(prefix="/caches", tags=["caches"], responses=responses(401, 403, 500))
 Key = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of what the cache is of, in hex")]
+Imported = Annotated[
+    bool | None, Query(description="`true` keeps the caches whose logits were imported, `false` the others")
+]
 
 
 @router.get("", operation_id="list_caches", summary="List caches", dependencies=[READ], responses=responses(422))
-def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT) -> CachePage:
-    """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page."""
+def list_caches(ctx: Ctx, after: After = None, limit: Limit = PAGE_DEFAULT, imported: Imported = None) -> CachePage:
+    """By key, in rising order; `after` is a key. The total is that of all caches, whatever the page and the filter."""
     everything = ctx.catalog.list()
-    entries = [entry for entry in everything if after is None or entry.key > after]
+    kept = [entry for entry in everything if imported in (None, is_imported(entry.spec))]
+    entries = [entry for entry in kept if after is None or entry.key > after]
     shown = entries[:limit]
     return CachePage(
         data=[Cache.of(entry) for entry in shown],

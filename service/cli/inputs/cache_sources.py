@@ -17,7 +17,10 @@ _PREFIX_MIN = 4
 class CacheSource(Protocol):
     """Source of caches, as documents of the API."""
 
-    def list(self) -> list[Document]: ...
+    def list(self, *, imported: bool = False) -> list[Document]:
+        """All caches, or those alone whose logits were imported."""
+        ...
+
     def resolve(self, prefix: str) -> str: ...
     def get(self, key: str) -> Document: ...
     def verify(self, key: str) -> Document: ...
@@ -33,8 +36,8 @@ class ServiceCaches:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def list(self) -> "Documents":
-        return list(self._client.caches())
+    def list(self, *, imported: bool = False) -> "Documents":
+        return list(self._client.caches(imported=True if imported else None))
 
     def resolve(self, prefix: str) -> str:
         if len(prefix) == 64:
@@ -79,8 +82,10 @@ class FolderCaches:
         self._data_dir = data_dir
         self._catalog = Catalog(data_dir / "caches")
 
-    def list(self) -> "Documents":
-        return [_document(entry) for entry in self._catalog.list()]
+    def list(self, *, imported: bool = False) -> "Documents":
+        from workers.teacher.imports.imported_specs import is_imported
+
+        return [_document(entry) for entry in self._catalog.list() if not imported or is_imported(entry.spec)]
 
     def resolve(self, prefix: str) -> str:
         return self._catalog.resolve(prefix)

@@ -55,10 +55,13 @@ def _source(context: typer.Context) -> Iterator[CacheSource]:
 
 
 @cache.command("list")
-def list_caches(context: typer.Context) -> None:
+def list_caches(
+    context: typer.Context,
+    imported: Annotated[bool, typer.Option("--imported", help="Only those whose logits were imported.")] = False,
+) -> None:
     """List the caches."""
     with _source(context) as source:
-        found = source.list()
+        found = source.list(imported=imported)
     headers = ("key", "state", "split", "rows>", "classes>", "size>", "last used")
     session(context).show(found, lambda: render.table(headers, map(_row, found)))
 

@@ -19,7 +19,7 @@ def dataset_field(catalog: Catalog, given: object, on_change: Callable[[object],
         given: name, id or description that it begins with; None is nothing.
         on_change: called with id or description after every change, and at first where something is given.
     """
-    names = {each["id"]: each["name"] for each in catalog.datasets}
+    names = {each["id"]: each["name"] for each in catalog.lists["datasets"]}
     kinds = catalog.dataset_kinds()
     options = {**names, **{f"{_KIND}{kind}": f"describe: {kind}" for kind in kinds}}
     by_name = {name: id for id, name in names.items()}

@@ -13,6 +13,7 @@ from service.page.forms.request_form import RequestForm
 from service.page.forms.schema_form import SchemaForm
 from service.page.forms.seeds_field import seeds_field
 from service.page.forms.students_field import StudentsField
+from service.page.texts import short_digest
 from service.page.viewer import Document
 
 _SECTIONS = (("training", "Training"), ("views", "Views of the pictures"), ("export", "Exports"))
@@ -39,7 +40,7 @@ class JobForm(RequestForm):
         self._teachers()
         self._logits()
         seeds_field(given.get("seeds", ()), lambda seeds: self.set("seeds", seeds))
-        recipes = {each["id"]: f"{each['id']}: {each['title']}" for each in self._catalog.recipes}
+        recipes = {each["id"]: f"{each['id']}: {each['title']}" for each in self._catalog.lists["recipes"]}
         chosen = (given.get("recipe") or {}).get("name") if isinstance(given.get("recipe"), dict) else None
         ui.select(
             recipes,
@@ -58,7 +59,7 @@ class JobForm(RequestForm):
         ).classes("wide")
 
     def _teachers(self) -> None:
-        teachers = {each["id"]: each["name"] for each in self._catalog.teachers}
+        teachers = {each["id"]: each["name"] for each in self._catalog.lists["teachers"]}
         given = self.document.get("teacher")
         self._teacher = ui.select(
             teachers,
@@ -84,14 +85,19 @@ class JobForm(RequestForm):
         self._logits_of: dict[str, ui.select] = {}
         given = self.document.get("caches", {})
         for split in SPLITS:
-            if options := self._catalog.logits_options(split):
+            options = self._catalog.logits_options(split)
+            # One that the list is too long for, or that was deleted since.
+            if (key := given.get(split)) is not None and key not in options:
+                options[key] = short_digest(key)
+            if options:
                 self._logits_of[split] = ui.select(
                     options,
-                    value=given.get(split) if given.get(split) in options else None,
+                    value=key,
                     label=f"Or imported logits, split {split}",
                     clearable=True,
                     on_change=lambda event, split=split: self._choose_logits(split, event.value),
                 ).classes("wide")
+        more_note("caches of imported logits, by key", self._catalog.longer["imported"], order="first")
 
     def _choose_logits(self, split: str, key: str | None) -> None:
         """Set the imported logits of a split, in place of a teacher."""

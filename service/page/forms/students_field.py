@@ -5,6 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
+from service.page.elements import more_note
 from service.page.forms.catalog import Catalog
 from service.page.viewer import Document
 
@@ -52,6 +53,7 @@ class StudentsField:
             with_input=True,
             on_change=lambda event: self._choose(event.value),
         ).props("use-chips").classes("wide")
+        more_note("uploaded files of students", catalog.longer["uploads"])
         self._place = ui.element("div").classes("nested")
         self._show_weights()
 

@@ -8,7 +8,7 @@ from service.page.job.actions import action_buttons, delete_run
 from service.page.job.followed import FollowedPage
 from service.page.job.health import is_live
 from service.page.job.url_state import UrlState
-from service.page.job.words import NOTHING, eta_words
+from service.page.job.words import NOTHING, eta_words, restart_words
 from service.page.viewer import Document, ViewerApi
 
 
@@ -67,6 +67,11 @@ def show_run_head(page: RunPage) -> None:
         for label, value in (("Student", run["student"]), ("Method", run["method"]), ("Seed", str(run["seed"]))):
             ui.label(label)
             ui.label(value)
+        if restarts := page.job["plan"].get("training", {}).get("restarts"):
+            ui.label("Warm restarts")
+            with ui.element("div"):
+                for restart in restarts:
+                    ui.label(restart_words(restart))
         ui.label("Device")
         device = ui.label()
         ui.label("Created, started, ended")

@@ -64,6 +64,12 @@ def eta_words(document: Document, now: datetime | None = None) -> str:
     return f"about {duration(left)} left{based}" if left > 0 else f"due any moment{based}"
 
 
+def restart_words(restart: Document) -> str:
+    """Warm restart of a training's learning rate: when it is, its rate and its schedule."""
+    after, rate = texts.count(restart["after_epochs"]), restart["learning_rate"]
+    return f"after {after} epochs: {restart['schedule']['kind']}, learning rate {rate:g}"
+
+
 def webhook_words(delivery: Mapping[str, str | int | None]) -> str:
     """Status of the delivery of a job's webhook, and why the last attempt failed."""
     attempts = f" after {delivery['attempts']} attempts" if delivery["attempts"] else ""

@@ -2,7 +2,7 @@
 
 from nicegui import ui
 
-from service.page.forms.catalog import Catalog
+from service.page.forms.catalog import OF_RUNS, Catalog
 from service.page.forms.preview import Preview, columns
 from service.page.forms.request_form import RunsForm
 from service.page.frame import heading, view
@@ -15,7 +15,7 @@ async def add_runs(api: ViewerApi, job_id: str) -> None:
     job = await api.get(resource("jobs", job_id))
     name = job["name"] or job["id"]
     heading(f"Add runs to {name}")
-    catalog = await Catalog.load(api)
+    catalog = await Catalog.load(api, OF_RUNS)
     path = f"/v1/jobs/{job['id']}/runs"
     ui.label(
         "Each student is trained by each method from each seed. Dataset, teacher, views and training are the job's."

@@ -25,7 +25,7 @@ _OTHER_ENCODINGS = ("dense", "uint8")
 @view("/caches/import", "Import logits")
 async def cache_import(api: ViewerApi) -> None:
     """Build the form of an import."""
-    catalog = await Catalog.load(api)
+    catalog = await Catalog.load(api, ("datasets",))
     ui.label(
         "Logits of a split of a dataset, from anywhere. They are matched with its samples, judged by the labels, and "
         "kept as a cache that jobs name in place of a teacher."
@@ -97,8 +97,8 @@ class ImportForm(RequestForm):
         section_heading("Storage")
         self._select("Type of stored rows", "dtype", {"float16": "float16", "float32": "float32"})
         self._select("Encoding", "encoding", dict(zip(_OTHER_ENCODINGS, _OTHER_ENCODINGS, strict=True)))
-        box = ui.checkbox("Import them although their accuracy or the order of their classes is doubted")
-        box.on_value_change(lambda event: self.set("accept_teacher", "true" if event.value else None))
+        self._flag("Import them although their accuracy or the order of their classes is doubted", "accept_teacher")
+        self._flag("Decode a large dataset first if it was not yet: the upload waits for it", "prepare")
 
     def _words(self) -> dict[str, str]:
         """Kinds of values that the API knows."""
@@ -109,6 +109,9 @@ class ImportForm(RequestForm):
         given = self.document.get(field)
         select = ui.select(options, value=given, label=label, clearable=given is None).classes("wide")
         select.on_value_change(lambda event: self.set(field, event.value))
+
+    def _flag(self, label: str, field: str) -> None:
+        ui.checkbox(label).on_value_change(lambda event: self.set(field, "true" if event.value else None))
 
     def _text(self, label: str, field: str) -> None:
         text = ui.textarea(label) if field == "class_names" else ui.input(label)
@@ -136,4 +139,5 @@ def text_fields(document: Document) -> dict[str, str]:
 
 def _curl(document: Document) -> str:
     fields = [f"{name}={value}" for name, value in text_fields(document).items()]
-    return curl_line(_PATH, "-F", "file=@FILE", *(part for field in fields for part in ("--form-string", field)))
+    # The file last: what refuses the request is known before gigabytes are on their way.
+    return curl_line(_PATH, *(part for field in fields for part in ("--form-string", field)), "-F", "file=@FILE")

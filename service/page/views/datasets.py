@@ -85,7 +85,7 @@ async def _cached_splits(api: ViewerApi) -> None:
     if found:
         section_heading("Splits that jobs have used")
         table(_SPLIT_COLUMNS, list(found.values()), title="Splits that jobs have used")
-        more_note("caches are looked at", has_more)
+        more_note("caches are looked at", has_more, order="first")
 
 
 @view("/datasets/{dataset_id}", "Dataset")

@@ -5,7 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
-from service.page.forms.catalog import Catalog
+from service.page.forms.catalog import OF_JOBS, Catalog
 from service.page.forms.job_form import JobForm
 from service.page.forms.methods_field import expression_method
 from service.page.forms.preview import Preview, columns
@@ -30,18 +30,19 @@ async def new_job(
     student_file: str = "",
 ) -> None:
     """Build the form of a job: from an old one, or with a teacher, dataset, imported logits or a student's upload."""
-    catalog = await Catalog.load(api)
+    catalog = await Catalog.load(api, OF_JOBS)
     document = request_like(await api.get(resource("jobs", job))) if job else dict(_EXAMPLE)
     if cache:
         document |= on_logits(await api.get(resource("caches", cache)))
     if student_file:
         document["students"] = with_file(document, await api.get(resource("student-files", student_file)))
     has_teachers = "teachers" in document or "caches" in document
-    if not has_teachers and (teacher or len(catalog.teachers) == 1):
-        document.setdefault("teacher", teacher or catalog.teachers[0]["id"])
+    teachers = catalog.lists["teachers"]
+    if not has_teachers and (teacher or len(teachers) == 1):
+        document.setdefault("teacher", teacher or teachers[0]["id"])
     if dataset:
         document["dataset"] = described(dataset)
-    elif not catalog.datasets:
+    elif not catalog.lists["datasets"]:
         document.setdefault("dataset", _FOLDER)
     if expression:
         document["methods"] = [*document.get("methods", []), expression_method(expression, "mine")]

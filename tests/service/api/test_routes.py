@@ -22,8 +22,11 @@ from service.db.models import DatasetRecord, EngineRecord, utc_now
 from service.db.queries.api_queries import digest_of
 from service.db.states import State
 from service.gpus import GpuReport
+from store import CacheWriter
 from tests.support.filled import make_cache
 from tests.support.service_helpers import PREPROCESSING, Api, finish, make_settings, running_api, start_run
+from tests.support.store_cases import make_spec
+from workers.teacher.imports.imported_specs import imported_preprocessing
 
 pytest_plugins = ["tests.support.service_fixtures"]
 
@@ -441,6 +444,13 @@ def test_caches_are_listed_verified_and_deleted(api: Api) -> None:
     keys = sorted(make_cache(api.settings.caches_dir, number, whole=number == 0) for number in range(2))
     listed = [entry for page in pages(api, "/v1/caches", 1) for entry in page["data"]]
     assert [entry["key"] for entry in listed] == keys
+    imported = make_spec(preprocessing=imported_preprocessing("logits", None))
+    CacheWriter(api.settings.caches_dir, imported)
+    for wanted, found in (("true", [imported.key]), ("false", keys)):
+        parts = list(pages(api, "/v1/caches", 1, imported=wanted))
+        assert [entry["key"] for page in parts for entry in page["data"]] == found
+        assert {page["total_bytes"] for page in parts} == {api.client.get("/v1/caches").json()["total_bytes"]}
+    assert "imported" in str(problem(api.client.get("/v1/caches?imported=perhaps"), 422, "invalid-request"))
     whole = next(entry for entry in listed if entry["state"] == "complete")
     assert (whole["rows_committed"], whole["spec"]["classes"]) == (5, 3)
     assert whole["provenance"] == {"device": "cpu"}

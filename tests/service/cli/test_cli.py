@@ -18,9 +18,11 @@ from service.db.engine_queries import EngineQueries
 from service.db.models import EngineRecord, utc_now
 from service.db.states import State
 from service.gpus import GpuReport
+from store import CacheWriter
 from tests.support.client_cases import ARTIFACT, artifact_path, run_with_artifact, tell_and_end
 from tests.support.service_helpers import PREPROCESSING, Api, add_job, make_settings, onnx_bytes, running_api, start_run
 from tests.support.store_cases import make_spec, write_cache
+from workers.teacher.imports.imported_specs import imported_preprocessing
 
 if TYPE_CHECKING:
     from tests.support.digits import Digits
@@ -478,9 +480,15 @@ def test_cache_can_be_listed_shown_verified_and_deleted(api: Api, cache_cli: Ret
     spec = make_spec(samples=300)
     write_cache(api.settings.caches_dir, spec).add_provenance({"device": "NVIDIA H200"})
     key = spec.key
+    of_logits = make_spec(samples=5, preprocessing=imported_preprocessing("logits", None))
+    CacheWriter(api.settings.caches_dir, of_logits)
+    imported = of_logits.key
     listed = cache_cli("list")[1]
     assert key[:12] in listed
+    assert imported[:12] in listed
     assert "complete" in listed
+    listed = cache_cli("list", "--imported")[1]
+    assert (key[:12] in listed, imported[:12] in listed) == (False, True)
     shown = cache_cli("show", key[:6])[1]
     assert key in shown
     assert "NVIDIA H200" in shown

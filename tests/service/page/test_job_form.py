@@ -1,9 +1,22 @@
 """Texts and documents of the forms."""
 
+import asyncio
 import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+from nicegui import Client, ui
+from nicegui import app as page_app
+from nicegui.page import page
+from starlette.requests import Request
+from structlog.testing import capture_logs
 
+from service.api.server import build_server
+from service.page import elements, viewer
+from service.page.forms.catalog import OF_JOBS, OF_RUNS, Catalog
+from service.page.forms.job_form import JobForm
 from service.page.forms.number_field import number_error, numbers_error, numbers_of
 from service.page.forms.preview import curl_line
 from service.page.forms.seeds_field import seeds_error, seeds_of
@@ -11,6 +24,9 @@ from service.page.forms.students_field import students_of, with_first_weights
 from service.page.views.add_runs import another_seed
 from service.page.views.cache_import import text_fields
 from service.page.views.new_job import described, on_logits, request_like, with_file
+from tests.support.service_helpers import make_settings, new_database
+from tests.support.store_cases import make_spec, write_cache
+from workers.teacher.imports.imported_specs import imported_preprocessing
 
 
 @pytest.mark.parametrize("text", ["0, 1,2", "0;1; 2,", " 0,1,,2 "])
@@ -120,3 +136,57 @@ def test_fields_of_an_import_are_texts_and_its_command_is_quoted() -> None:
     line = curl_line("/v1/caches", "--form-string", f"source={fields['source']}")
     assert line.startswith('curl "$RETORT_URL/v1/caches" -H "Authorization: Bearer $KEY" --form-string ')
     assert shlex.split(line)[-1] == "source=it's mine"
+
+
+@pytest.fixture
+def caches_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Folder of the caches of an API that the page asks in this process, and that lists two items of a list."""
+    settings = make_settings(tmp_path)
+    settings.make_folders()
+    new_database(settings.database)
+    app = build_server(settings).config.app
+    monkeypatch.setattr(page_app.state, viewer.API_STATE, app, raising=False)
+    for module, name, number in ((viewer, "LIST_MAX", 2), (elements, "LIST_MAX", 2), (viewer, "_PAGE", 1)):
+        monkeypatch.setattr(module, name, number)
+    with closing(app.state.context.database):  # type: ignore[union-attr]  # uvicorn also takes names
+        yield settings.caches_dir
+
+
+async def loaded(names: Sequence[str]) -> Catalog:
+    return await Catalog.load(
+        viewer.ViewerApi(Request({"type": "http", "session": {}, "headers": [], "client": None})), names
+    )
+
+
+def test_forms_ask_for_the_lists_that_they_use_and_say_which_are_longer(caches_dir: Path) -> None:
+    """Of caches for those alone whose logits were imported: 2 of 3 are shown, by 2 of the requests."""
+    preprocessing = imported_preprocessing("logits", None)
+    specs = [make_spec(samples=5, teacher_sha256=f"{number:064x}", preprocessing=preprocessing) for number in range(3)]
+    keys = sorted(spec.key for spec in specs)
+    # A teacher's, before all of them in the list.
+    others = (make_spec(samples=5, teacher_sha256=f"{number:064x}") for number in range(1000))
+    for spec in (*specs, next(spec for spec in others if spec.key < keys[0])):
+        write_cache(caches_dir, spec)
+    with capture_logs() as logs:
+        catalog = asyncio.run(loaded(OF_JOBS))
+        asyncio.run(loaded(OF_RUNS))
+        asyncio.run(loaded(["datasets"]))
+    asked = [entry["path"] for entry in logs if entry["event"] == "request"]
+    counts = {path: asked.count(f"/v1/{path}") for path in ("caches", "teachers", "datasets", "students")}
+    assert counts == {"caches": 2, "teachers": 1, "datasets": 2, "students": 2}
+    assert list(catalog.logits_options("train")) == keys[:2]
+    longer = Catalog(
+        {"components": {"schemas": catalog.components}, "paths": {}}, catalog.lists, {**catalog.longer, "uploads": True}
+    )
+    with Client(page("/"), request=None) as client:
+        JobForm(longer, {"caches": {"train": keys[2]}}, lambda _: None)
+        shown = list(client.elements.values())
+    client.delete()
+    notes = {each.text for each in shown if isinstance(each, ui.label)}
+    assert {
+        "The first 2 caches of imported logits, by key: there are more.",
+        "The newest 2 uploaded files of students: there are more.",
+    } <= notes
+    [logits] = [each for each in shown if isinstance(each, ui.select) and "logits" in str(each.props["label"])]
+    # What the document names is shown, although the list ends before it.
+    assert (logits.value, list(logits.options)) == (keys[2], keys)

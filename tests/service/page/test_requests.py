@@ -20,6 +20,14 @@ pytestmark = [
 ]
 
 DIGITS = "describe: digits"
+# Of an upload: names and values in their order. Chromium tells nobody the body of a form with a file.
+_KEEP_WHAT_IS_SENT = """() => {
+    const send = window.fetch;
+    window.fetch = (address, options) => {
+        window.sent = [...options.body].map(([name, value]) => [name, String(value)]);
+        return send(address, options);
+    };
+}"""
 
 
 def shown_json(visitor: Visitor) -> dict[str, Any]:
@@ -30,9 +38,12 @@ def shown_json(visitor: Visitor) -> dict[str, Any]:
 
 def refusal(visitor: Visitor, button: str) -> str:
     """What is said below a button that was pressed; nothing else happens."""
-    address = visitor.page.url
+    address, problem = visitor.page.url, visitor.page.locator(".form .problem")
+    before = problem.element_handles()
     visitor.click("button", button)
-    text = visitor.page.locator(".form .problem").inner_text()
+    for each in before:
+        each.wait_for_element_state("hidden")
+    text = problem.inner_text()
     assert visitor.page.url == address
     return text
 
@@ -75,6 +86,18 @@ def test_a_run_is_extended_or_says_why_not(
     assert not visitor.faults()
     # Of an extended run no others are added.
     assert visitor.page.get_by_role("link", name="Add runs").count() == 0
+    visitor.open(f"/runs/{run}/extend")
+    visitor.choose("Schedule", "cosine")
+    assert "state a `learning_rate`" in refusal(visitor, "Train on")
+    visitor.write("Learning rate", "0.002")
+    job = started(service, visitor, "Train on")
+    restart = {"after_epochs": 2, "learning_rate": 0.002, "schedule": {"kind": "cosine", "final": 0.0}}
+    assert job["plan"]["training"]["restarts"] == [restart]
+    visitor.open(f"/runs/{job['run_ids'][0]}")
+    visitor.page.get_by_text("after 2 epochs: cosine, learning rate 0.002", exact=True).wait_for()
+    visitor.open(f"/runs/{job['run_ids'][0]}/extend")
+    visitor.page.get_by_text("a warm restart after 2 epochs: cosine, learning rate 0.002", exact=True).wait_for()
+    assert not visitor.faults()
     without = ended["run_ids"][-1]
     visitor.open(f"/runs/{without}/extend")
     with pytest.raises(ApiProblem) as refused:
@@ -94,8 +117,15 @@ def test_logits_are_imported_downloaded_and_become_a_job(
     visitor.choose_file("File of logits", logits)
     visitor.choose("Dataset", DIGITS)
     visitor.write("Where they come from", "a <b>notebook</b>")
-    assert "the file has logits of 2 views, and `views` says 1" in refusal(visitor, "Import")
     visitor.click("button", "Classes, views and storage")
+    visitor.click("checkbox", "Decode a large dataset first")
+    visitor.page.locator(".copyable pre").filter(has_text="prepare=true -F file=@FILE").wait_for()
+    visitor.page.evaluate(_KEEP_WHAT_IS_SENT)
+    assert "the file has logits of 2 views, and `views` says 1" in refusal(visitor, "Import")
+    sent = visitor.page.evaluate("window.sent")
+    assert [name for name, _ in sent][-1] == "file"
+    assert {"split": "train", "prepare": "true"}.items() <= dict(sent).items()
+    assert "dataset" in dict(sent)
     visitor.choose("Augmentation", "crop_flip")
     visitor.write("Count", "2")
     visitor.write("Pad", "1")

@@ -30,9 +30,12 @@ def imported_preprocessing(kind: OutputKind, top_k: int | None) -> dict[str, Jso
     return {IMPORTED: {"output_kind": kind, "top_k": top_k}}
 
 
-def is_imported(spec: CacheSpec) -> bool:
-    """Whether the logits of a cache were imported: no teacher of this service gives them."""
-    return IMPORTED in spec.preprocessing
+def is_imported(spec: CacheSpec | None) -> bool:
+    """Whether the logits of a cache were imported: no teacher of this service gives them.
+
+    Of a cache whose spec cannot be read (None) nobody knows: it is not counted among them.
+    """
+    return spec is not None and IMPORTED in spec.preprocessing
 
 
 def is_normalised(spec: CacheSpec) -> bool:
