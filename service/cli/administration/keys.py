@@ -105,8 +105,9 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
             raise CommandFailed(f"there is no database at {database.url}: name the service's folder with --data-dir")
         # Beside one that is there SQLite gives what root makes to its owner.
         check_owner(settings)
-        note = f"note: there was no database: {database.url} is made, for a service on this data directory"
-        render.console(stderr=True).print(note, soft_wrap=True)
+        if data_dir is None:
+            note = f"note: there was no database, {database.url} is made: --data-dir names another service's folder"
+            render.console(stderr=True).print(note, soft_wrap=True)
     keep_private(settings.data_dir)
     with in_use(settings.data_dir), closing(database):
         upgrade_to_head(settings.database)

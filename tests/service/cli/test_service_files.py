@@ -84,3 +84,8 @@ def test_prepare_and_webhook_secret_make_no_data_directory_in_the_wrong_place(
     assert main([*SECRET, "--data-dir", "retort-data"]) == 0
     # It is one by now.
     assert main(SECRET) == 0
+    monkeypatch.delenv("RETORT_DATABASE_URL")
+    for notes in (1, 0):
+        capsys.readouterr()
+        assert main(["keys", "create", "ci", "--scope", "read"]) == 0
+        assert capsys.readouterr().err.count(f"note: there was no database, sqlite:///{tmp_path}/retort-data/") == notes
