@@ -54,11 +54,12 @@ def check_owner(settings: "Settings") -> None:
     owner, mine = folder.stat().st_uid, os.geteuid()
     if owner == mine:
         return
-    name = _user_name(owner)
+    name, shell_id = _user_name(owner), f"'#{owner}'"
     raise CommandFailed(
         f"{folder.resolve()} belongs to {name or 'a user'} (uid {owner}), and this command runs as "
         f"{_user_name(mine) or 'a user'} (uid {mine}): the service could not use the files that it would leave there. "
-        f"Run it as the service's user: `sudo -u {name or f'#{owner}'} retort ...`, or in the service's container"
+        f"Run it as the service's user (`sudo -u {name or shell_id} retort ... --data-dir "
+        f"{settings.data_dir.resolve()}`), or in the service's container"
     )
 
 

@@ -32,7 +32,7 @@ def test_prepare_and_webhook_secret_leave_nothing_in_the_data_directory_of_anoth
             told = capsys.readouterr().err
             assert f"(uid {mine})" in told
             assert "(uid 54321)" in told
-            assert "`sudo -u " in told
+            assert f"--data-dir {data}`" in told
     assert set(data.iterdir()) == before
     (data.parent / "other").mkdir()
     with monkeypatch.context() as patch:
