@@ -100,7 +100,7 @@ class Cursor:
         self._connection.executemany("INSERT OR REPLACE INTO lacking VALUES (?, ?, ?)", rows)
 
     def lacking(self, job_ids: Collection[str]) -> dict[str, str]:
-        """What was noted as lacking of these jobs: the reason by job or run."""
+        """Reasons that were noted why these jobs, or runs of them, are lacking, by id."""
         rows = self._connection.execute("SELECT id, job_id, reason FROM lacking ORDER BY id").fetchall()
         return {id: reason for id, job_id, reason in rows if job_id in job_ids}
 
