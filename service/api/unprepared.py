@@ -30,6 +30,7 @@ def check_prepared(dataset: DatasetSpec, split: Split, settings: Settings) -> No
     spec = json.dumps(dataset.model_dump(mode="json", exclude_defaults=True) | {"kind": dataset.kind})
     raise Conflict(
         f"the {split} split was not decoded yet ({samples:,} pictures, {size_bytes:,} bytes), which takes too long for "
-        f"a request: run `retort datasets prepare '{spec}' --split {split}` where the service runs, or let a job on "
-        "this dataset do it, and import the logits then; or say `prepare` in the upload, and the request waits for it"
+        f"a request: run `retort datasets prepare '{spec}' --split {split}` where the service runs, as its user, or "
+        "let a job on this dataset do it, and import the logits then; or say `prepare` in the upload, before the file, "
+        "and the request waits for it"
     )

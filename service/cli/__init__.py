@@ -20,7 +20,7 @@ import typer
 
 from service.cli.administration import backup, doctor, gc, keys, webhooks
 from service.cli.base import CliSession, sentence
-from service.cli.inputs import caches, methods, parity, resources, students
+from service.cli.inputs import caches, dataset_preparation, methods, parity, resources, students
 from service.cli.job_commands import add_runs, evaluate, extend, job_labels, jobs, plot, recipes, reports, reproduce
 from service.cli.processes import serve, streams, trackers
 from service.client.transport import DEFAULT_URL
@@ -43,6 +43,7 @@ extend.register(app)
 evaluate.register(app)
 reports.register(app)
 resources.register(app)
+dataset_preparation.register()
 students.register(app)
 recipes.register(app)
 methods.register(app)

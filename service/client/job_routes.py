@@ -133,7 +133,8 @@ class JobRoutes(Reports):
         Args:
             run_id: which run.
             epochs: in all, those that it has included.
-            schedule: of all epochs, or, with a learning rate, of the added ones; None is the run's own.
+            schedule: of all epochs since the last restart, or, with a learning rate, of the added ones; None is the
+                run's own.
             learning_rate: of the added epochs, as a warm restart; None goes on in the run's schedule.
             idempotency_key: as of ``submit``.
         """

@@ -8,7 +8,7 @@ its own time, after 1, 2, 4, ... 60 seconds; the log says what is wrong and how 
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,10 +61,11 @@ class Follower:
         tries: how long to wait after failures.
         clock: monotonic, in seconds.
         patience: with the tracker; endless by default.
-        only: ids of the jobs that are told, from their first events on, ended or not; none for all jobs.
+        only: ids of the jobs that are told, ended or not: from their first events on, but for those that the cursor
+            has in part; none for all jobs.
 
     Attributes:
-        lacking: jobs and runs that are done, and that the tracker lacks or has in part, with the reason.
+        lacking: jobs and runs that are told no further, and that the tracker lacks or has in part, with the reason.
     """
 
     def __init__(
@@ -83,12 +84,11 @@ class Follower:
         self._with_files, self._tries, self._clock = with_files, tries, clock
         self._patience = patience or Patience(cursor)
         self._only = frozenset(only)
-        # What is told again doubles nothing, and runs may have been added to a job since.
-        for job_id in self._only:
-            cursor.save(job_id, 0)
+        # What is told again doubles nothing, and runs may have been added since to a job that is done.
+        cursor.tell_again(self._only)
         self._sink: Sink | None = None
         self._exports: dict[str, JobExport] = {}
-        self.lacking: dict[str, str] = {}
+        self.lacking = cursor.lacking(self._only)
         self._paces: dict[str, _Pace] = {}
 
     def run(self, stop: threading.Event, poll_s: float = POLL_S) -> None:
@@ -154,8 +154,8 @@ class Follower:
         if self._patience.is_over(job_id):
             remedy = f"`retort export` tells it of {job_id} by hand"
             log.error("the tracker is too slow for a job, which is given up", job_id=job_id, seq=seq, remedy=remedy)
+            self._note_lacking(job_id, {job_id: remedy})
             self._cursor.save(job_id, seq, is_done=True)
-            self.lacking[job_id] = remedy
             return
         self._patience.begin(job_id)
         told, event = seq, None
@@ -167,12 +167,14 @@ class Follower:
                     export.apply(event)
                 self._open().flush()
                 told = some[-1]["seq"]
+                # First: these events are not told again, and the next process has to know.
+                self._note_lacking(job_id, export.refused)
                 self._cursor.save(job_id, told, is_done=export.is_ended)
         except Exception as error:
             self._exports.pop(job_id, None)
             if isinstance(error, ApiProblem) and error.status == _GONE:
                 log.info("a job was deleted before all of it was told", job_id=job_id)
-                self.lacking[job_id] = f"{job_id} is not there: {error}"
+                self._note_lacking(job_id, {job_id: f"{job_id} is not there: {error}"})
                 self._cursor.save(job_id, told, is_done=True)
             else:
                 self._note_failure(job_id, pace, event, error)
@@ -182,7 +184,6 @@ class Follower:
         pace.failures, pace.quiet = 0, 0 if told > seq else pace.quiet + 1
         pace.due = self._clock() + _QUIET.delay_s(pace.quiet)
         if export.is_ended:
-            self.lacking |= export.refused
             del self._exports[job_id], self._paces[job_id]
             log.info("the tracker has a whole job", job_id=job_id, runs=export.runs, refused=len(export.refused))
 
@@ -196,6 +197,11 @@ class Follower:
         if self._sink is None:
             self._sink = self._open_sink()
         return self._sink
+
+    def _note_lacking(self, job_id: str, reasons: Mapping[str, str]) -> None:
+        self.lacking |= reasons
+        if self._only:
+            self._cursor.note_lacking(job_id, reasons)
 
     def _note_failure(self, job_id: str, pace: _Pace, event: Document | None, error: Exception) -> None:
         pace.failures += 1

@@ -292,7 +292,6 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
         # From here on a client that comes before the server is ready waits in the queue.
         listener.listen()
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
         def stop() -> None:
@@ -306,6 +305,8 @@ def running_api(settings: Settings, *, migrate: bool = True) -> Iterator[Api]:
             # It speaks no TLS: the certificates would take as long to read as the application takes to be made.
             httpx2.Client(base_url=url, timeout=30, trust_env=False, verify=False) as client,
         ):
+            # Not before: the logs are captured by changing the list of processors, which would fail a line meanwhile.
+            thread.start()
             try:
                 yield Api(client, context, url, stop, lambda: len(server.server_state.tasks), logs)
             finally:

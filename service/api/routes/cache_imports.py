@@ -49,7 +49,8 @@ async def import_cache(request: Request, ctx: Ctx, response: Response) -> Import
 
     Every sample needs a row of each view. What a teacher would be refused for (accuracy that chance explains, another
     order of classes) is refused, unless `accept_teacher` insists. The cache is pinned: nobody can make it anew. Of a
-    large dataset that was not decoded yet 409, at once where the fields come before the file, unless `prepare` insists.
+    large dataset that was not decoded yet 409, at once where `dataset` and `split` come before the file, unless
+    `prepare` insists, before the file as well.
     """
     settings = ctx.settings
 

@@ -107,7 +107,8 @@ class CacheUpload(BaseModel):
     )
     prepare: Literal["true", "false"] = Field(
         "false",
-        description="decode a large dataset within this request, which waits for it; it has to come before the file",
+        description="decode a large dataset within this request, which waits for it; send it before the file: where "
+        "`dataset` and `split` came before, the request is refused without it as soon as the file begins",
     )
     source: str = Field("", max_length=1000, description="where they come from, for people")
 

@@ -22,8 +22,8 @@ class ExtensionRequest(Spec):
     )
     schedule: Schedule | None = Field(
         None,
-        description="of all epochs (`step`, whose milestones lie where the run's did in the epochs that it has), or, "
-        "with `learning_rate`, of the added ones alone; null is the run's own",
+        description="of all epochs since the last restart (`step`, whose milestones lie where the run's did in the "
+        "epochs that it has since), or, with `learning_rate`, of the added ones alone; null is the run's own",
     )
     learning_rate: Positive | None = Field(
         None,

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import BadInput, CommandFailed, session
+from service.cli.service_files import check_owner
 from service.client.transport import Document
 from service.db.keys.scopes import Scope
 
@@ -88,7 +89,7 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
     """The keys of the service that the settings name.
 
     Raises:
-        CommandFailed: it has no database yet, and none is to be made.
+        CommandFailed: it has no database yet, and none is to be made, or the folder is another user's.
         DataDirBusy: a restore of it is under way or was not finished.
     """
     from service.db.database import Database, upgrade_to_head
@@ -99,8 +100,14 @@ def _opened(data_dir: Path | None, *, may_create: bool = False) -> Iterator["Key
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
     database = Database(settings.database)
-    if not may_create and not database.exists():
-        raise CommandFailed(f"there is no database at {database.url}: name the service's folder with --data-dir")
+    if not database.exists():
+        if not may_create:
+            raise CommandFailed(f"there is no database at {database.url}: name the service's folder with --data-dir")
+        # Beside one that is there SQLite gives what root makes to its owner.
+        check_owner(settings)
+        if data_dir is None:
+            note = f"note: there was no database, {database.url} is made: --data-dir names another service's folder"
+            render.console(stderr=True).print(note, soft_wrap=True)
     keep_private(settings.data_dir)
     with in_use(settings.data_dir), closing(database):
         upgrade_to_head(settings.database)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from service.cli import render
 from service.cli.base import CommandFailed, session
+from service.cli.service_files import settings_to_write
 
 if TYPE_CHECKING:
     from service.settings import Settings
@@ -104,9 +105,10 @@ async def _send(settings: "Settings", url: str) -> int:
 
 
 def _settings(data_dir: Path | None) -> "Settings":
-    from service.private import keep_private
+    """Settings of the service; where its secret would be made, it has to be one, and this user's."""
     from service.settings import Settings
 
     settings = Settings() if data_dir is None else Settings(data_dir=data_dir)
-    keep_private(settings.data_dir)
+    if settings.webhook_secret_file is None and not settings.webhook_secret_path.exists():
+        return settings_to_write(data_dir)
     return settings

@@ -164,47 +164,6 @@ def add_dataset(
     options.show(made, lambda: Text(made["id"]))
 
 
-@datasets.command("prepare")
-def prepare_dataset(
-    context: typer.Context,
-    dataset: Annotated[str, typer.Argument(metavar="NAME|ID|JSON|FILE")],
-    split: Annotated[
-        Literal["train", "validation", "test"] | None, typer.Option(help="Of the dataset; all of them by default.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="RETORT_DATA_DIR of the service.")] = None,
-    data_root: Annotated[Path | None, typer.Option(help="RETORT_DATA_ROOT of the service.")] = None,
-) -> None:
-    """Decode a dataset where the service runs, as its first job would; again is at once."""
-    from service.db.queries.api_queries import DATASET
-    from service.settings import Settings
-    from workers.data.preparation.discovery import examine
-    from workers.data.preparation.prepare import prepare_splits
-    from workers.events import Log
-
-    options, console = session(context), render.console(stderr=True)
-    given: dict[str, Any] = {"data_dir": data_dir, "data_root": data_root}
-    settings = Settings(**{name: path for name, path in given.items() if path is not None})
-    if is_description(dataset):
-        spec = json_object(dataset, "DATASET")
-    else:
-        with options.client() as client:
-            known = [each for each in client.datasets() if dataset in (each["id"], each["name"])]
-        if not known:
-            raise BadInput(f"{dataset!r} is neither the name nor the id of a dataset, nor its description as JSON")
-        spec = known[0]["spec"]
-    kind = DATASET.validate_python(spec)
-
-    def emit(event: object) -> None:
-        if isinstance(event, Log):
-            console.print(event.message)
-
-    splits = [split] if split else examine(kind, settings.data_root, settings.datasets_dir).splits
-    found = prepare_splits(kind, splits, settings.data_root, settings.datasets_dir, emit=emit)
-    counts = {name: {"samples": each.samples, "fingerprint": each.fingerprint} for name, each in found.items()}
-    told = "\n".join(f"{name}: {each.samples:,} pictures" for name, each in found.items())
-    options.show({"splits": counts}, lambda: Text(told))
-
-
 @datasets.command("bad-pictures")
 def bad_pictures(context: typer.Context, id: Annotated[str, typer.Argument(metavar="DATASET_ID")]) -> None:
     """List the pictures that cannot be decoded, as jobs have found, with the reasons."""

@@ -19,7 +19,10 @@ def extend(
     epochs: Annotated[int, typer.Option(min=1, help="In all, those that it has included.")],
     schedule: Annotated[
         str | None,
-        typer.Option(metavar="JSON", help='Of all epochs: {"kind": "step", "milestones": [0.5]}; its own by default.'),
+        typer.Option(
+            metavar="JSON",
+            help='Of all epochs since the last restart: {"kind": "step", "milestones": [0.5]}; its own by default.',
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None,

@@ -1,7 +1,9 @@
 """Commands that tell experiment trackers of jobs: export, track. Both are clients of the service."""
 
+import hashlib
 import os
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,6 +84,14 @@ def track_arguments(settings: "Settings", address: "TrackerAddress") -> list[str
     return ["track", str(address), *(part for option in options.items() for part in option)]
 
 
+def cursor_name(address: "TrackerAddress", project: str, jobs: Collection[str]) -> str:
+    """Name of a cursor's file: of the process that follows all jobs, or of each set of jobs and project its own."""
+    if not jobs:
+        return f"{address.slug}.sqlite3"
+    digest = hashlib.sha256("\n".join((project, *sorted(set(jobs)))).encode()).hexdigest()
+    return f"{address.slug}-jobs-{digest[:12]}.sqlite3"
+
+
 def track(
     context: typer.Context,
     tracker: Annotated[str, typer.Argument(metavar="TRACKER:TARGET", help="As in RETORT_TRACKERS.")],
@@ -116,8 +126,8 @@ def track(
     os.nice(_NICE)
     # The data directory is nobody else's, whichever process makes it.
     os.umask(0o077)
-    # Beside that of a process that follows all.
-    cursor = Cursor(cursor_dir / f"{address.slug}{'-jobs' if job else ''}.sqlite3")
+    path = cursor_dir / cursor_name(address, project, job or ())
+    cursor = Cursor(path)
     patience = Patience(cursor, stall_s)
     watchdog = Watchdog(patience)
     watchdog.start()
@@ -130,8 +140,11 @@ def track(
             patience=patience,
             only=job or (),
         )
-        # Nothing sets it: a signal ends the process, at any moment, and the cursor says from where to go on.
+        # Nothing sets it: a signal ends the process, at any moment, and the cursor says from where to go on; with --job
+        # to the next process that is given the same jobs and project.
         follower.run(threading.Event())
         follower.close()
+        # Jobs of which all is told begin anew where somebody asks for them again.
+        path.unlink()
     if follower.lacking:
         raise CommandFailed("; ".join(follower.lacking.values()))

@@ -111,7 +111,11 @@ def test_an_import_on_a_large_dataset_that_was_not_decoded_is_refused_before_its
         said = """run `retort datasets prepare '{"kind": "digits"}' --split train` where the service runs"""
         assert (said in detail, "1,442 pictures" in detail) == (True, True), detail
         detail = problem(post(api, npz(logits=logits), rows="in_order"), 409, "conflict")["detail"]
-        assert "say `prepare` in the upload" in detail
+        assert "say `prepare` in the upload, before the file" in detail
+        late = {"dataset": json.dumps(DIGITS), "split": "train", "file": b"no logits", "prepare": "true"}
+        parts = [(name, (None, value)) for name, value in late.items()]
+        detail = problem(api.client.post("/v1/caches", files=parts), 409, "conflict")["detail"]
+        assert "before the file" in detail
         assert not (api.settings.datasets_dir / "sources").exists()
         small = post(api, npz(logits=logits[:200]), dataset=json.dumps({"kind": "digits", "train_per_class": 20}))
         assert "no sample ids" in problem(small, 422, "invalid-logits")["detail"]

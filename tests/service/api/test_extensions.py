@@ -6,11 +6,19 @@ from typing import Any
 import httpx2
 import pytest
 
+from service.api.schemas.extensions import ExtensionRequest
+from service.cli import main
+from service.client.asynchronous.client import AsyncClient
+from service.client.client import Client
 from service.db.deletions.deletion import Deleter
 from service.db.models import JobRecord
 from service.db.states import State
 from service.errors import Conflict
 from tests.support.service_helpers import Api, finish, make_settings, running_api
+from workers.config.extension import check_extension, extended_training
+from workers.config.schedules import StepSchedule
+from workers.config.training import Training
+from workers.methods.catalog import parse_method
 from workers.run_files import CHECKPOINT
 
 pytest_plugins = ["tests.support.service_fixtures"]
@@ -35,6 +43,31 @@ def ended(api: Api, *, state: State = State.SUCCEEDED, keeps: bool = True, **cha
         folder.mkdir(parents=True)
         (folder / CHECKPOINT).touch()
     return job["id"], run.id
+
+
+def test_schedule_of_an_extension_is_of_all_epochs_since_the_last_restart_and_all_who_explain_it_say_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constant = {"kind": "step", "milestones": []}
+    restart = {"after_epochs": 100, "learning_rate": 0.02, "schedule": constant}
+    before = Training.model_validate({"epochs": 150, "schedule": constant, "restarts": [restart]})
+    after = extended_training(before, 200, schedule=StepSchedule(milestones=(0.9,)), learning_rate=None)
+    check_extension(before, after, parse_method("kd"), 150)
+    last = after.phases[-1]
+    assert isinstance(last.schedule, StepSchedule)
+    assert [last.begin + epoch for epoch in last.schedule.boundaries(last.end - last.begin)] == [190]
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["extend", "--help"]) == 0
+    texts = (
+        capsys.readouterr().out,
+        ExtensionRequest.model_fields["schedule"].description,
+        extended_training.__doc__,
+        Client.extend.__doc__,
+        AsyncClient.extend.__doc__,
+        (Path(__file__).parents[3] / "service/README.md").read_text(),
+    )
+    for text in texts:
+        assert "of all epochs since the last restart" in " ".join((text or "").lower().replace("│", " ").split())
 
 
 def test_extend_makes_a_job_of_the_run_with_all_epochs_that_says_what_it_goes_on_from(shared_api: Api) -> None:

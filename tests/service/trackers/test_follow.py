@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.cli.processes.supervisor import free_port
+from service.cli.processes.trackers import cursor_name
 from service.client.client import Client
-from service.trackers.cursor import Cursor
+from service.trackers.address import parse_address
+from service.trackers.cursor import Cursor, CursorBusy
 from service.trackers.follow import Follower
 from service.trackers.guard import STALLED
+from service.trackers.patience import DOUBLINGS_MAX
 from tests.support.service_helpers import Api, open_to_others
 from tests.support.tracker_cases import RecordingSink, Work
 from workers.backoff import Schedule
@@ -117,6 +121,53 @@ def test_follower_of_one_job_tells_all_of_it_through_an_outage_and_ends_by_itsel
         gone = "job_" + "0" * 26
         assert "is not there" in follow(gone).lacking[gone]
     cursor.close()
+
+
+def test_follower_of_one_job_goes_on_after_a_kill_with_its_stalls_and_with_what_the_tracker_lacks(
+    api: Api, tmp_path: Path
+) -> None:
+    """It begins anew with a job that is done alone."""
+    work = Work(api)
+    work.epoch(0, 1)
+    work.epoch(1, 1)
+    RecordingSink.refuses.add(work.run_ids[0])
+    path = tmp_path / "cursor.sqlite3"
+    with Client(api.url) as client:
+
+        def follower(cursor: Cursor) -> Follower:
+            return Follower(client, cursor, lambda: RecordingSink("here", "retort", tmp_path), only=[work.job_id])
+
+        killed = Cursor(path)
+        follower(killed).round()
+        seq = killed.open_jobs()[work.job_id]
+        killed.note_stall(work.job_id)
+        killed.close()
+        again = Cursor(path)
+        second = follower(again)
+        assert (seq > 0, again.open_jobs(), again.stalls(work.job_id)) == (True, {work.job_id: seq}, 1)
+        for _ in range(DOUBLINGS_MAX):
+            again.note_stall(work.job_id)
+        second.run(threading.Event())
+        assert set(second.lacking) == {work.run_ids[0], work.job_id}
+        assert "retort export" in second.lacking[work.job_id]
+        third = follower(again)
+        assert (again.open_jobs(), third.lacking) == ({work.job_id: 0}, {})
+        again.close()
+
+
+def test_cursor_is_of_one_process_and_each_set_of_jobs_and_project_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.trackers.cursor._LOCK_WAIT_S", 0.0)
+    path = tmp_path / "cursor.sqlite3"
+    Cursor(path).close()
+    with closing(Cursor(path)), pytest.raises(CursorBusy, match=r"cursor\.sqlite3: wait for its end"):
+        Cursor(path)
+    Cursor(path).close()
+    address = parse_address("mlflow:http://127.0.0.1:5000")
+    cases = (("retort", ()), ("retort", ("a",)), ("retort", ("b",)), ("retort", ("b", "a")), ("other", ("a",)))
+    assert len({cursor_name(address, project, jobs) for project, jobs in cases}) == len(cases)
+    assert cursor_name(address, "retort", ("a", "b")) == cursor_name(address, "retort", ("b", "a", "b"))
 
 
 def test_follower_that_is_killed_before_its_cursor_moved_tells_again_and_doubles_nothing(
@@ -286,3 +337,4 @@ def test_track_process_of_one_job_that_has_ended_ends_by_itself(api: Api, tmp_pa
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+        assert not list((tmp_path / "cursor").glob("*.sqlite3"))
