@@ -72,7 +72,7 @@ class NormNode(Spec):
     momentum: Real
     eps: Real
     affine: Flag
-    dims: Literal[1, 2] = Field(2, exclude_if=lambda given: given == 2)
+    dims: Annotated[int, Field(strict=True, ge=1, le=2)] = Field(2, exclude_if=lambda given: given == 2)
 
 
 class DropoutNode(Spec):
