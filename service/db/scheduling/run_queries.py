@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy import select, update
 
 from service.db.lease import LeaseQueries
-from service.db.models import ArtifactRecord, Json, RunRecord
+from service.db.models import ArtifactRecord, JobRecord, Json, RunRecord
 from service.db.scheduling import set_aside
 from service.db.scheduling.backoff import Backoff
-from service.db.states import State
+from service.db.states import TERMINAL, State
 from service.db.transitions import add_event, assign, existing, runs_of, transition, works_on
 
 
@@ -44,7 +44,11 @@ class RunQueries(LeaseQueries):
             run = session.get(RunRecord, run_id)
             if run is None or run.attempt != attempt or wanted is State.RUNNING:
                 return False
-            return transition(session, run, wanted, {} if result is None else {"result": result}, error=error)
+            landed = transition(session, run, wanted, {} if result is None else {"result": result}, error=error)
+            if landed and wanted in TERMINAL:
+                # It may have been the last one for which its job was to go on by itself.
+                set_aside.follow(session, session.get_one(JobRecord, run.job_id))
+            return landed
 
     def move_on(
         self,

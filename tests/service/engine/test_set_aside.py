@@ -412,6 +412,18 @@ def test_a_client_that_pauses_a_job_that_is_set_aside_keeps_it_paused(api: Api) 
     assert view.note == f"paused, this waits until `retort resume {job}`"
 
 
+def test_a_job_that_is_set_aside_is_an_ordinary_pause_once_its_last_run_to_go_on_has_failed(api: Api) -> None:
+    job = api.post_job()
+    assert api.records.claim_job() is not None
+    assert api.records.set_job_aside(job["id"], 1, {"code": "EIO", "message": "m", "since": "2026-01-01T00:00:00Z"})
+    first, *others = job["run_ids"]
+    for run_id in others:
+        assert api.records.move_run(run_id, 0, State.FAILED)
+    assert api.records.job(job["id"]).set_aside is not None
+    assert api.records.move_run(first, 0, State.FAILED)
+    assert api.records.job(job["id"]).set_aside is None
+
+
 def test_messages_say_which_command_frees_how_much(bench: _Bench) -> None:
     """Of caches that nobody needs, and of the checkpoints of jobs that have ended."""
     settings, job = bench.settings, bench.job_id
