@@ -10,9 +10,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(STAMP)
 	$(BIN)/retort demo
 
-# Four processes on two cores: many tests wait for services that they have started.
+# Three processes on two cores: many tests wait for services that they have started.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(TESTS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # One process: these tests fill the machine by themselves, and many kill what they have started.
 test-slow: $(STAMP)
