@@ -99,7 +99,7 @@ class Mlflow:
         """(step, value) of a metric."""
         query = {"run_id": run["info"]["run_id"], "metric_key": key}
         answer = self._http.get("/metrics/get-history", params=query).json()
-        return [(metric["step"], metric["value"]) for metric in answer["metrics"]]
+        return [(metric["step"], metric["value"]) for metric in answer.get("metrics", [])]
 
     def files(self, run: dict[str, Any]) -> list[str]:
         answer = self._http.get("/artifacts/list", params={"run_id": run["info"]["run_id"]}).json()
