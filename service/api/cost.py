@@ -3,8 +3,6 @@
 Made from the database, the dataset's listing and the caches' descriptions; no picture is decoded and no teacher run.
 """
 
-import json
-
 from sqlalchemy import func, select
 
 from service.api.dependencies import Context
@@ -15,7 +13,7 @@ from service.db.models import JobRecord, TeacherRecord
 from service.db.states import LIVE
 from service.estimates.caches import CachesOf, ExpectedCache, ExpectedCaches, expected_caches, expected_combination
 from service.estimates.history import read_measured
-from service.estimates.measured import MeasuredTimes, pictures_of_plan, recipe_of_plan
+from service.estimates.measured import MeasuredTimes
 from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate, rate_of_several
 from service.estimates.workload import JobRows, Slots, rows_of, training_s, workload_of
 from workers.config.job import Plan
@@ -101,13 +99,7 @@ def _cache(cache: ExpectedCache, teacher: str | None) -> CacheCost:
 
 def _rate(plan: Plan, teacher: TeacherRecord, measured: MeasuredTimes, *, infers: bool) -> InferenceRate | None:
     document = plan.model_dump(mode="json", include={"dataset", "views"})
-    wanted = WantedTeacher(
-        sha256=teacher.sha256,
-        size_bytes=teacher.size_bytes,
-        input_size=json.dumps(teacher.preprocessing.get("size")),
-        pictures=pictures_of_plan(document),
-        recipe=recipe_of_plan(document),
-    )
+    wanted = WantedTeacher.of(teacher.sha256, teacher.size_bytes, teacher.preprocessing, document)
     return inference_rate(measured, wanted, infers=infers)
 
 

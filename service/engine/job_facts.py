@@ -1,6 +1,5 @@
 """Facts about a live job that its expected end is made of: teachers, caches, rows that are still to be inferred."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
@@ -12,8 +11,6 @@ from service.estimates.measured import (
     MeasuredTimes,
     cache_identity,
     member_identities,
-    pictures_of_plan,
-    recipe_of_plan,
 )
 from service.estimates.missing_rows import missing_rows
 from service.estimates.rates import InferenceRate, WantedTeacher, inference_rate, rate_of_several
@@ -41,18 +38,12 @@ class JobFacts:
     def __init__(self, plan: Plan, document: Json, teacher: Json) -> None:
         self.plan = plan
         self.identity = cache_identity(document, teacher)
+        members = members_of(teacher)
         self.teachers = [
-            WantedTeacher(
-                sha256=member["sha256"],
-                size_bytes=None,
-                input_size=json.dumps(member["preprocessing"].get("size")),
-                pictures=pictures_of_plan(document),
-                recipe=recipe_of_plan(document),
-            )
-            for member in members_of(teacher)
+            WantedTeacher.of(member["sha256"], None, member["preprocessing"], document) for member in members
         ]
         # Of imported logits nothing is inferred, of splits without any neither.
-        self.is_imported = [bool(member.get("caches")) for member in members_of(teacher)]
+        self.is_imported = [bool(member.get("caches")) for member in members]
         self._member_identities = member_identities(document, teacher)
         self.batches = batch_numbers(plan)
         # An evaluation, of whose plan there are no runs, is one.

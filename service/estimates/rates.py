@@ -4,13 +4,22 @@ Of all that was measured the most alike counts, and of as much alike the median 
 estimated by runs of that very student on that kind of device and such pictures alone; else there is no estimate.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TypeVar
+from typing import Self, TypeVar
 
-from service.estimates.measured import MeasuredCaches, MeasuredProcess, MeasuredRun, MeasuredTimes
+from service.db.models import Json
+from service.estimates.measured import (
+    MeasuredCaches,
+    MeasuredProcess,
+    MeasuredRun,
+    MeasuredTimes,
+    pictures_of_plan,
+    recipe_of_plan,
+)
 
 _NEWEST = 5
 # A teacher of another file is taken for one as fast within this factor of its size.
@@ -152,6 +161,12 @@ class WantedTeacher:
     input_size: str
     pictures: str
     recipe: str
+
+    @classmethod
+    def of(cls, sha256: str, size_bytes: int | None, preprocessing: Json, plan: Json) -> Self:
+        """A teacher for the pictures of a plan, which may be of an earlier version; both are JSON."""
+        input_size = json.dumps(preprocessing.get("size"))
+        return cls(sha256, size_bytes, input_size, pictures_of_plan(plan), recipe_of_plan(plan))
 
 
 def inference_rate(measured: MeasuredTimes, teacher: WantedTeacher, *, infers: bool = True) -> InferenceRate | None:

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from workers.errors import InvalidStudentFile
 from workers.students.program import METADATA
-from workers.students.safetensors_header import Header, StoredTensor, read_header
+from workers.students.safetensors_header import VARIANCE, Header, StoredTensor, read_header
 from workers.texts import shortened
 
 # By the format's names: as NumPy reads the bits; the sign's; those of the largest value that is taken, which is the
@@ -19,8 +19,6 @@ _FLOATS = {
     "F16": ("<u2", 1 << 15, 0x7BFF),
     "BF16": ("<u2", 1 << 15, 0x7F7F),
 }
-# Of normalisation: a variance.
-VARIANCE = "running_var"
 _VALUES_AT_ONCE = 1 << 20
 
 

@@ -17,9 +17,8 @@ from pydantic import JsonValue
 from workers.errors import InvalidStudentFile
 from workers.student_files.archive import Archive, ArchivedTensor
 from workers.student_files.conversion import converted
-from workers.student_files.inspection_child import VARIANCE
 from workers.students.program import CONSTANT, METADATA, Program
-from workers.students.safetensors_header import HEADER_BYTES_MAX, METADATA_KEY
+from workers.students.safetensors_header import HEADER_BYTES_MAX, METADATA_KEY, VARIANCE
 from workers.texts import shortened
 
 _ALIGNMENT = 8

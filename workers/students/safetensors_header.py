@@ -27,7 +27,9 @@ DTYPES: Mapping[str, int] = {
     **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
     **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
-FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+FLOATS = ("F64", "F32", "F16", "BF16")
+# End of the name of a variance in a state: of batch normalisation.
+VARIANCE = "running_var"
 METADATA_KEY = "__metadata__"
 _Extent = Annotated[int, Field(strict=True, ge=0, lt=1 << 40)]
 

@@ -10,7 +10,6 @@ from workers.texts import some_of
 Shapes = Mapping[str, tuple[int, ...]]
 # By name; safetensors' names of dtypes.
 Dtypes = Mapping[str, str]
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _NAMED = 8
 # Of batch normalisation: a number that nothing reads, and that older files lack.
 _COUNTER = "num_batches_tracked"
@@ -72,12 +71,12 @@ def with_dtypes(fit: Fit, there: Dtypes, own: Dtypes) -> Fit:
             naming them.
     """
     unlike = [name for name in fit.taken if there[name] != own[name]]
-    wrong = [name for name in unlike if not {there[name], own[name]} <= FLOATS]
+    wrong = [name for name in unlike if not {there[name], own[name]} <= {*FLOATS}]
     if wrong:
         listed = ", ".join(f"{name!r} is {there[name]}, the student's {own[name]}" for name in wrong[:_NAMED])
         more = f", and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise InvalidJob(
-            f"these weights are not of this student: {listed}{more}. Floating-point tensors take {', '.join(_FLOATS)}, "
+            f"these weights are not of this student: {listed}{more}. Floating-point tensors take {', '.join(FLOATS)}, "
             "and tensors of integers their own dtype: save the state_dict of the network itself, not quantised"
         )
     if not unlike:

@@ -7,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from workers.errors import InvalidJob
+from workers.students.safetensors_header import VARIANCE
 from workers.students.weight_fit import Dtypes, Fit, Shapes, fit_shapes, with_dtypes, without_counters
 
 _NAMES = {
@@ -66,5 +67,5 @@ def load_weights(path: Path, network: nn.Module, fit: Fit) -> None:
                     f"weights {path.name!r} have values in {name!r} that are not finite as {state[name].dtype}: save "
                     "them in the student's dtype, and look for what has grown so large"
                 )
-            if name.endswith("running_var") and (state[name] < 0).any():
+            if name.endswith(VARIANCE) and (state[name] < 0).any():
                 raise InvalidJob(f"weights {path.name!r} have values below 0 in {name!r}, which is a variance")

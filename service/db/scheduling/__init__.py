@@ -1,1 +1,1 @@
-"""Scheduling: the lease of the engine, control of jobs, backoff, setting aside, states of runs."""
+"""Scheduling: control of jobs, backoff, setting aside, states of runs."""
