@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from nicegui import ui
 
 from service.page.paths import LOGIN_PATH
-from service.page.viewer import LIST_MAX, ApiProblem
+from service.page.viewer import LIST_MAX, ApiProblem, Document
 
 # Of states: colour-blind-safe colour (Okabe and Ito), and an icon that says the same without colour.
 STATES: Mapping[str, tuple[str, str]] = {
@@ -231,6 +231,25 @@ def table(
                 f" :icon=\"({{{icons}}})[props.value] || 'help'\">{{{{ props.value }}}}</q-chip></q-td>",
             )
     return shown
+
+
+def paged_table(
+    columns: Sequence[dict[str, Any]],
+    page: Document,
+    row: Callable[[Document], Document],
+    *,
+    title: str,
+    more: tuple[str, str],
+) -> None:
+    """Table of a page of a list of the API.
+
+    Args:
+        row: of the table, by an item of the list.
+        more: label and address of the view, for a link to the page that follows.
+    """
+    table(columns, [row(each) for each in page["data"]], title=title)
+    if page["has_more"]:
+        ui.link(more[0], f"{more[1]}?after={page['last_id']}")
 
 
 @contextmanager

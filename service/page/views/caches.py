@@ -15,6 +15,7 @@ from service.page.elements import (
     empty_state,
     facts,
     local_time,
+    paged_table,
     section_heading,
     state_badge,
     table,
@@ -58,9 +59,7 @@ async def caches(api: ViewerApi, after: str = "") -> None:
         return
     quota = f" of {size(page['quota_bytes'])} that they may take" if page["quota_bytes"] else ""
     ui.label(f"All caches take {size(page['total_bytes'])}{quota}.")
-    table(_COLUMNS, [_row(cache) for cache in page["data"]], title="Caches")
-    if page["has_more"]:
-        ui.link("More caches", f"/caches?after={page['last_id']}")
+    paged_table(_COLUMNS, page, _row, title="Caches", more=("More caches", "/caches"))
 
 
 def _row(cache: Document) -> Document:

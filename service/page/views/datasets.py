@@ -4,15 +4,7 @@ from nicegui import ui
 
 from service.page.charts import bars, chart
 from service.page.deletion import ask_and_delete
-from service.page.elements import (
-    column,
-    empty_state,
-    facts,
-    more_note,
-    section_heading,
-    set_props,
-    table,
-)
+from service.page.elements import column, empty_state, facts, more_note, paged_table, section_heading, set_props, table
 from service.page.frame import heading, view
 from service.page.paths import viewer_url
 from service.page.texts import count, short_digest
@@ -42,9 +34,7 @@ async def datasets(api: ViewerApi, after: str = "") -> None:
     """Build the list of registered datasets, and of the splits that caches were made of."""
     page = await api.get("/v1/datasets", {"limit": PAGE_ROWS, "after": after})
     if page["data"]:
-        table(_COLUMNS, [_row(dataset) for dataset in page["data"]], title="Datasets")
-        if page["has_more"]:
-            ui.link("More datasets", f"/datasets?after={page['last_id']}")
+        paged_table(_COLUMNS, page, _row, title="Datasets", more=("More datasets", "/datasets"))
     else:
         empty_state(
             "No dataset has a name yet.",

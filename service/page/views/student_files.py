@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 from nicegui import ui
 
 from service.page.deletion import ask_and_delete
-from service.page.elements import column, copyable, empty_state, facts, local_time, section_heading, table
+from service.page.elements import column, copyable, empty_state, facts, local_time, paged_table, section_heading
 from service.page.forms.file_upload import FileUpload
 from service.page.frame import heading, view
 from service.page.texts import count
@@ -29,9 +29,7 @@ async def student_files(api: ViewerApi, after: str = "") -> None:
     """Build the list of uploaded files and the form to upload one."""
     page = await api.get("/v1/student-files", {"limit": PAGE_ROWS, "after": after})
     if page["data"]:
-        table(_COLUMNS, [_row(file) for file in page["data"]], title="Student files")
-        if page["has_more"]:
-            ui.link("More files", f"/student-files?after={page['last_id']}")
+        paged_table(_COLUMNS, page, _row, title="Student files", more=("More files", "/student-files"))
     else:
         empty_state("Nothing was uploaded yet.", "Upload weights, or a network of your own, below.")
     _upload_form()

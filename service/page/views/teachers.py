@@ -6,7 +6,7 @@ from nicegui import ui
 
 from service.page.charts import bars, chart
 from service.page.deletion import ask_and_delete
-from service.page.elements import column, empty_state, facts, local_time, section_heading, table
+from service.page.elements import column, empty_state, facts, local_time, paged_table, section_heading, table
 from service.page.forms.file_upload import FileUpload
 from service.page.frame import heading, view
 from service.page.texts import count, percent
@@ -30,9 +30,7 @@ async def teachers(api: ViewerApi, after: str = "") -> None:
     """Build the list of teachers and the form to upload one."""
     page = await api.get("/v1/teachers", {"limit": PAGE_ROWS, "after": after})
     if page["data"]:
-        table(_COLUMNS, [_row(teacher) for teacher in page["data"]], title="Teachers")
-        if page["has_more"]:
-            ui.link("More teachers", f"/teachers?after={page['last_id']}")
+        paged_table(_COLUMNS, page, _row, title="Teachers", more=("More teachers", "/teachers"))
     else:
         empty_state("There is no teacher yet.", "Upload an ONNX classifier below.")
     _upload_form()

@@ -29,7 +29,8 @@ TIMEOUT_MS = 120_000
 CLICKS = 5
 _SETTLED = """() => window.socket?.connected
     && [...document.querySelectorAll('.chart')].every(chart => !chart.checkVisibility() || chart.querySelector('svg'))
-    && [...document.images].every(image => image.complete || image.loading === 'lazy')"""
+    && [...document.images].every(image => image.complete || image.loading === 'lazy')
+    && document.getAnimations().every(each => each.effect.getComputedTiming().iterations === Infinity)"""
 # Wider than the screen, and in nothing that scrolls by itself.
 _WIDEST = """() => [...document.querySelectorAll('body *')]
     .filter(element => element.getBoundingClientRect().right > window.innerWidth + 1)
@@ -68,7 +69,10 @@ class Visitor:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the view is there, its socket open, its charts drawn and its pictures loaded."""
+        """Wait until the view is there, its socket open, its charts drawn, its pictures loaded and its colours there.
+
+        They pass from those of light to those of dark in a third of a second. What turns for ever is not waited for.
+        """
         self.page.locator(".page-heading").first.wait_for()
         self.page.wait_for_function(_SETTLED)
 
